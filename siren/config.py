@@ -1,0 +1,380 @@
+"""The settings of a run: `params.yaml` as frozen dataclasses, read strictly.
+
+An unknown key, a missing key, a wrong type or an impossible value is a `ConfigError` that names the key, the value
+and what would have been right. Standard library and yaml only, so that it imports on a machine that has torch and
+little else. Units are in the field names. `conf/` composes the file (Hydra, through DVC); this module only reads it.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import yaml
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be right; the message says which, and what would be."""
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise `ConfigError(message)` unless `holds`."""
+    if not holds:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class Audio:
+    sample_rate: int
+    segment_seconds: float  # every segment has this length; shorter ones are zero-padded, their true length kept
+
+    def __post_init__(self) -> None:
+        require(self.sample_rate >= 8000, f"audio.sample_rate is {self.sample_rate}; at least 8000 Hz is needed")
+        require(self.segment_seconds > 0, f"audio.segment_seconds is {self.segment_seconds}; it must be positive")
+
+    @property
+    def segment_samples(self) -> int:
+        return round(self.sample_rate * self.segment_seconds)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One entry of `collect.fetch.sources`. `kind` names a function of `siren.collect.sources.SOURCES`."""
+
+    kind: str
+    options: dict[str, Any]  # checked by the source itself, which owns their meaning
+
+
+@dataclass(frozen=True)
+class Fetch:
+    sources: tuple[Source, ...]
+
+    def __post_init__(self) -> None:
+        require(len(self.sources) > 0, "collect.fetch.sources is empty; name at least one source")
+
+
+@dataclass(frozen=True)
+class Segment:
+    min_seconds: float  # anything shorter is quarantined
+    min_snr_db: float  # acoustic activity gate (paper, appendix A)
+    silence_dbfs: float  # a clip whose peak is below this is silent
+
+    def __post_init__(self) -> None:
+        require(self.min_seconds > 0, f"collect.segment.min_seconds is {self.min_seconds}; it must be positive")
+
+
+@dataclass(frozen=True)
+class Collect:
+    fetch: Fetch
+    segment: Segment
+
+
+@dataclass(frozen=True)
+class Caption:
+    captioner: str  # for segments without a human caption; a key of siren.filter.captioners.CAPTIONERS
+
+
+@dataclass(frozen=True)
+class Score:
+    crop_seconds: float
+    crop_step_seconds: float
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        require(self.crop_seconds > 0, f"filter.score.crop_seconds is {self.crop_seconds}; it must be positive")
+        require(
+            self.crop_step_seconds > 0, f"filter.score.crop_step_seconds is {self.crop_step_seconds}; must be positive"
+        )
+
+
+@dataclass(frozen=True)
+class Select:
+    min_score: float  # tau: CLAP cosine below which a pair is left out of the stage-1 corpus
+    min_crop_score: float  # crops below it are never trained on
+    max_pairs: int | None  # stage-1 corpus size; null keeps all
+    rl_prompts: int  # the top ones by score
+    val_pairs: int
+    test_pairs: int | None  # null keeps all
+
+    def __post_init__(self) -> None:
+        for name in ("min_score", "min_crop_score"):
+            value = getattr(self, name)
+            require(-1 <= value <= 1, f"filter.select.{name} is {value}; a cosine lies in [-1, 1]")
+
+
+@dataclass(frozen=True)
+class Validate:
+    max_quarantined: float  # share of fetched clips; above it the gate fails
+
+
+@dataclass(frozen=True)
+class Filter:
+    caption: Caption
+    score: Score
+    select: Select
+    validate: Validate
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one network is trained: shared by the frozen neighbours, stage 1 and nothing else."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    final_lr_ratio: float
+    weight_decay: float
+    clip_norm: float
+    log_every: int
+    checkpoint_every: int
+
+    def __post_init__(self) -> None:
+        require(self.steps > 0, f"steps is {self.steps}; at least 1 is needed")
+        require(self.batch_size > 0, f"batch_size is {self.batch_size}; at least 1 is needed")
+        require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; it must be positive")
+        require(0 <= self.warmup_steps < self.steps, f"warmup_steps is {self.warmup_steps}; below steps={self.steps}")
+        require(0 <= self.final_lr_ratio <= 1, f"final_lr_ratio is {self.final_lr_ratio}; it lies in [0, 1]")
+
+
+@dataclass(frozen=True)
+class Network:
+    """A frozen neighbour. With `weights` (a folder or a hub name) it is loaded; with null it is trained here."""
+
+    backend: str
+    weights: str | None
+    architecture: dict[str, Any]  # passed to the network's own config, which checks it
+    training: Training | None
+
+    def __post_init__(self) -> None:
+        require(
+            self.weights is not None or self.training is not None,
+            "a network needs either `weights` to load or `training` to be trained with",
+        )
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The evaluating networks: PANNs Cnn14 (FD, KL, IS, event accuracy) and VGGish (FAD)."""
+
+    panns: Network
+    vggish: Network
+
+
+@dataclass(frozen=True)
+class Networks:
+    codec: Network
+    clap: Network
+    imagebind: Network
+    judge: Judge
+
+
+@dataclass(frozen=True)
+class Tokenize:
+    batch_size: int
+    shard_rows: int
+
+
+@dataclass(frozen=True)
+class Encode:
+    tokenize: Tokenize
+
+
+@dataclass(frozen=True)
+class Model:
+    """M isolated transformers over the codec's codebooks (paper section 4.1). Widths the codec fixes are not here."""
+
+    transformers: tuple[int, ...]  # 0 .. M-1, the order in which the pipeline trains them
+    dim: int
+    num_heads: int
+    num_kv_heads: int
+    main_layers: int
+    decoder_layers: int
+    max_frames: int
+    max_text: int
+    ffn_multiple_of: int
+    norm_eps: float
+    dropout: float
+    init_std: float
+    residual_start: Literal["prompt", "learned"]
+
+    def __post_init__(self) -> None:
+        right = tuple(range(len(self.transformers)))
+        require(
+            len(right) > 0 and self.transformers == right,
+            f"model.transformers is {list(self.transformers)}; it must count 0, 1, ... up to M-1",
+        )
+        require(self.dim % self.num_heads == 0, f"model.dim {self.dim} is not a multiple of num_heads {self.num_heads}")
+        require(
+            self.num_heads % self.num_kv_heads == 0,
+            f"model.num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}",
+        )
+        require(self.dim % 2 == 0, f"model.dim is {self.dim}; sinusoidal positions need an even width")
+        require(0 <= self.dropout < 1, f"model.dropout is {self.dropout}; it lies in [0, 1)")
+
+
+@dataclass(frozen=True)
+class Stage1:
+    training: Training
+    text_dropout: float  # share of batches trained without text, for guidance at sampling time
+    shuffle_captions: bool  # the control: every clip is trained with another clip's caption
+    validate_every: int
+
+    def __post_init__(self) -> None:
+        require(0 <= self.text_dropout < 1, f"train.stage1.text_dropout is {self.text_dropout}; it lies in [0, 1)")
+
+
+@dataclass(frozen=True)
+class Train:
+    stage1: Stage1
+
+
+@dataclass(frozen=True)
+class Sampling:
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    guidance: float | None
+
+    def __post_init__(self) -> None:
+        require(self.temperature > 0, f"temperature is {self.temperature}; it must be positive")
+        require(self.top_k is None or self.top_k >= 1, f"top_k is {self.top_k}; at least 1, or null")
+        require(self.top_p is None or 0 < self.top_p <= 1, f"top_p is {self.top_p}; it lies in (0, 1], or is null")
+
+
+@dataclass(frozen=True)
+class Align:
+    """Anti-causal alignment (paper section 4.2, Eq. 8-11)."""
+
+    steps: int
+    prompts_per_step: int
+    group_size: int  # G, rollouts of one prompt
+    inner_steps: int  # mu
+    learning_rate: float
+    warmup_steps: int
+    clip_low: float  # epsilon_d
+    clip_high: float  # epsilon_u
+    min_advantage: float  # gamma
+    clip_norm: float
+    temperature: float
+    checkpoint_every: int
+
+    def __post_init__(self) -> None:
+        require(self.group_size >= 2, f"align.group_size is {self.group_size}; a group needs at least 2 rollouts")
+        require(0 < self.clip_low < 1, f"align.clip_low is {self.clip_low}; it lies in (0, 1)")
+        require(self.clip_high > 0, f"align.clip_high is {self.clip_high}; it must be positive")
+
+
+@dataclass(frozen=True)
+class Sample:
+    sampling: Sampling
+    batch_size: int
+    report_clips: int  # how many prompts get players in the report
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    batch_size: int
+    bootstrap: int  # resamples behind every interval
+    is_splits: int
+
+
+@dataclass(frozen=True)
+class Register:
+    name: str
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    sample: Sample
+    evaluate: Evaluation
+    register: Register
+
+
+@dataclass(frozen=True)
+class Config:
+    scale: str
+    seed: int
+    audio: Audio
+    collect: Collect
+    filter: Filter
+    networks: Networks
+    encode: Encode
+    model: Model
+    train: Train
+    align: Align
+    evaluate: Evaluate
+
+
+def load(path: str | Path = "params.yaml") -> Config:
+    """Read and check a params file. Raises `ConfigError` naming the key, the value and the remedy."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"no settings at {path.resolve()}; run from the project's root, where params.yaml lies")
+    return parse(Config, yaml.safe_load(path.read_text()), "")
+
+
+def parse(kind: Any, value: Any, where: str) -> Any:
+    """`value` (from yaml) as an instance of the type `kind`; `where` is the key's path, for messages."""
+    name = where or "params.yaml"
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        return _parse_dataclass(typing.cast(type, kind), value, where)
+    if origin in (Union, types.UnionType):
+        options = typing.get_args(kind)
+        if value is None and type(None) in options:
+            return None
+        return parse(next(o for o in options if o is not type(None)), value, where)
+    if origin is tuple:
+        require(isinstance(value, list), f"{name} must be a list, not {value!r}")
+        item = typing.get_args(kind)[0]
+        return tuple(parse(item, v, f"{where}[{i}]") for i, v in enumerate(value))
+    if origin is dict:
+        require(isinstance(value, dict), f"{name} must be a mapping, not {value!r}")
+        return value
+    if origin is Literal:
+        options = typing.get_args(kind)
+        require(value in options, f"{name} is {value!r}; it must be one of {', '.join(map(repr, options))}")
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    right = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
+    require(right, f"{name} is {value!r}; it must be of type {kind.__name__}")
+    return value
+
+
+def _parse_dataclass(kind: type, value: Any, where: str) -> Any:
+    require(isinstance(value, dict), f"{where or 'params.yaml'} must be a mapping, not {value!r}")
+    hints = typing.get_type_hints(kind)
+    known = [f.name for f in fields(kind)]
+    for key in value:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+            raise ConfigError(f"unknown key {'.'.join(filter(None, [where, str(key)]))!r}; {hint}")
+    needed = [f.name for f in fields(kind) if f.default is dataclasses.MISSING]
+    for key in needed:
+        require(key in value, f"missing key {'.'.join(filter(None, [where, key]))!r}")
+    items = {k: parse(hints[k], v, ".".join(filter(None, [where, k]))) for k, v in value.items()}
+    try:
+        return kind(**items)
+    except ConfigError as error:
+        message = str(error)
+        raise ConfigError(message if where in message else f"{where}: {message}") from None
+
+
+def to_dict(config: Any) -> Any:
+    """A dataclass as plain data, for JSON sidecars and for logging."""
+    return dataclasses.asdict(config)
+
+
+def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` → `{"a.b": 1}`, for trackers that take flat parameters."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        flat.update(flatten(value, f"{name}.") if isinstance(value, dict) else {name: value})
+    return flat

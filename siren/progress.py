@@ -1,0 +1,27 @@
+"""Progress for every loop a person may wait for: a bar with rate and ETA on a terminal, a line now and then in a log."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+
+
+def track(
+    items: Iterable[Item], label: str, total: int | None = None, initial: int = 0, unit: str = "it"
+) -> Iterator[Item]:
+    """Yield `items` while showing how many of `total` are done, the rate and the time left (on standard error)."""
+    terminal = sys.stderr.isatty()
+    yield from tqdm(
+        items,
+        desc=label,
+        total=total,
+        initial=initial,
+        unit=unit,
+        dynamic_ncols=terminal,
+        mininterval=0.2 if terminal else 10.0,
+        leave=True,
+        smoothing=0.05,
+    )
