@@ -1,0 +1,126 @@
+"""Where a run comes from: the git commit, the bytes named in dvc.lock, and the pipeline execution it belongs to.
+
+A pipeline execution is `SIREN_PIPELINE` where it is set (the Prefect flow sets it), else the `dvc` process above this
+one, else nothing: a stage called by hand stands alone. Everything here is read, never computed anew: the hashes are
+those that DVC wrote.
+"""
+
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def project_root() -> Path:
+    """The folder that holds `.siren/`, `mlflow.db` and `mlartifacts/`: the working directory, in which stages run.
+
+    An experiment that DVC runs in a temporary copy (`dvc exp run --temp`, `--queue`) reports to the project it came
+    from, because the copy is deleted afterwards.
+    """
+    here = Path.cwd()
+    for parent in here.parents:
+        if parent.parts[-3:] == (".dvc", "tmp", "exps"):
+            return parent.parents[2]
+    return here
+
+
+def git_tags(folder: Path) -> dict[str, str]:
+    """Commit, branch and whether tracked files differ from the commit; empty outside a git repository."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if not commit:
+        return {}
+    dirty = bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
+    branch = _git(folder, "rev-parse", "--abbrev-ref", "HEAD")
+    return {"git.commit": commit, "git.branch": branch, "git.dirty": str(dirty).lower()}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # reading must not disturb a commit under way
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    except FileNotFoundError:  # no git on this machine
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def lock_tags(folder: Path, stage: str) -> dict[str, str]:
+    """The sha256 of dvc.lock, and the hash of each input of `stage` as the stages before it left them in the lock."""
+    lock = folder / "dvc.lock"
+    if not lock.is_file():
+        return {}
+    content = lock.read_bytes()
+    stages = (yaml.safe_load(content) or {}).get("stages", {})
+    made = {out["path"]: _hash(out) for entry in stages.values() for out in entry.get("outs", [])}
+    tags = {"dvc.lock": hashlib.sha256(content).hexdigest()}
+    for dep in _dependencies(folder, stage, stages):
+        for path, digest in made.items():
+            if path == dep or path.startswith(f"{dep}/"):
+                tags[f"data.in.{path}"] = digest
+    return tags
+
+
+def out_tags(folder: Path, stage: str) -> dict[str, str]:
+    """The hash of each output of `stage`, after DVC has written them to dvc.lock."""
+    lock = folder / "dvc.lock"
+    entry = ((yaml.safe_load(lock.read_bytes()) or {}) if lock.is_file() else {}).get("stages", {}).get(stage, {})
+    return {f"data.out.{out['path']}": _hash(out) for out in entry.get("outs", [])}
+
+
+def _dependencies(folder: Path, stage: str, locked: dict[str, Any]) -> list[str]:
+    """Dependencies of `stage` (`stage1@0` → the template `stage1`) from dvc.yaml, else from its entry in the lock."""
+    pipeline = folder / "dvc.yaml"
+    entry = ((yaml.safe_load(pipeline.read_text()) or {}) if pipeline.is_file() else {}).get("stages", {})
+    template = entry.get(stage.split("@")[0], {})
+    deps = template.get("do", template).get("deps")
+    return [str(d) for d in deps] if deps else [d["path"] for d in locked.get(stage, {}).get("deps", [])]
+
+
+def _hash(entry: dict[str, Any]) -> str:
+    return str(entry.get("md5") or entry.get("hash") or "")
+
+
+def pipeline() -> dict[str, Any]:
+    """The pipeline execution this process belongs to: id, kind, and pid and start time of its process if it has one."""
+    named = os.environ.get("SIREN_PIPELINE")
+    if named:
+        return {"id": named, "kind": "flow", "process": None}
+    dvc = _ancestor("dvc")
+    if dvc is not None:
+        return {"id": f"dvc-{dvc['pid']}-{int(dvc['started'])}", "kind": "dvc", "process": dvc}
+    return {"id": None, "kind": "standalone", "process": None}
+
+
+def _ancestor(program: str) -> dict[str, Any] | None:
+    """Pid and start time of the nearest process above this one that is `program`, run directly or by python."""
+    import psutil
+
+    for parent in psutil.Process().parents():
+        try:
+            words = parent.cmdline()[:3]
+            if any(Path(word).name == program for word in words):
+                return process(parent.pid)
+        except psutil.Error:
+            continue
+    return None
+
+
+def process(pid: int) -> dict[str, Any]:
+    """A process as something that can be recognised later: pid and start time (pids are reused)."""
+    import psutil
+
+    return {"pid": pid, "started": round(psutil.Process(pid).create_time(), 2)}
+
+
+def alive(known: dict[str, Any]) -> bool:
+    """Whether the process that `process()` described still runs (a zombie does not)."""
+    import psutil
+
+    try:
+        found = psutil.Process(known["pid"])
+        same = abs(found.create_time() - known["started"]) < 1.0
+        return same and found.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

@@ -1,0 +1,160 @@
+"""The local record of a run: what a stage writes while it works, append-only and complete without any server.
+
+`.siren/runs/<id>/` holds `run.json` (who, when, settings, lineage, status), `metrics.jsonl` (one line per report) and
+`artifacts/` (files as they will appear in MLflow). Files appear under their final name only when they are whole, so
+that the exporter (see `export`), which reads all this from another process, never sees half a file.
+"""
+
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from siren.config import Config, flatten, to_dict
+from siren.tracking import lineage
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+
+RUNNING, FINISHED, FAILED = "RUNNING", "FINISHED", "FAILED"
+
+
+class Run:
+    """One execution of one stage. Its methods write to local files and return at once."""
+
+    def __init__(self, folder: Path, record: dict[str, Any]) -> None:
+        self.folder = folder
+        self.record = record
+        self.id: str = record["id"]
+        (folder / "artifacts").mkdir(parents=True)
+        self._metrics = open(folder / "metrics.jsonl", "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+        self._save()
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Points of curves, at `step`. This is the `log` that every training loop takes as an argument."""
+        self._append({"step": int(step), "metrics": metrics})
+
+    def summary(self, metrics: dict[str, float]) -> None:
+        """Figures that sum the run up; they are shown on the pipeline's run as well, as `<stage>/<name>`."""
+        self._append({"step": None, "metrics": metrics})
+
+    def audio(self, name: str, wav: "np.ndarray", sample_rate: int, step: int | None = None) -> None:
+        """A sound [S] or [C, S] in [-1, 1]; the exporter adds its spectrogram. `name` may hold a folder: `real/dog`."""
+        import soundfile
+
+        with self._new(f"audio/{_stepped(name, step)}.wav") as path:
+            soundfile.write(path, wav.T, sample_rate, subtype="PCM_16", format="WAV")
+
+    def figure(self, name: str, figure: "Figure", step: int | None = None) -> None:
+        """A matplotlib figure, kept as PNG."""
+        with self._new(f"figures/{_stepped(name, step)}.png") as path:
+            figure.savefig(path, dpi=110, bbox_inches="tight", format="png")
+
+    def artifact(self, path: str | Path, folder: str | None = None) -> None:
+        """A copy of a file, or of each file of a folder, under `folder` among the run's artifacts."""
+        path = Path(path)
+        if not path.exists():
+            raise ValueError(f"no file or folder {path} to keep as an artifact")
+        files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        for file in files:
+            with self._new("/".join(filter(None, [folder, file.relative_to(path.parent).as_posix()]))) as copy:
+                shutil.copyfile(file, copy)
+
+    def tag(self, tags: dict[str, str]) -> None:
+        """Facts to find the run by."""
+        self.record["tags"].update(tags)
+        self._save()
+
+    def close(self, status: str, error: str | None = None) -> None:
+        """End the record. Called by `stage`."""
+        self._metrics.close()
+        self.record.update(status=status, ended=_now(), error=error)
+        self._save()
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        metrics = {name: float(value) for name, value in entry["metrics"].items()}
+        self._metrics.write(json.dumps({"time": _now(), **entry, "metrics": metrics}) + "\n")
+
+    @contextmanager
+    def _new(self, name: str) -> Iterator[Path]:
+        """A path to write to that becomes the artifact `name` when the block ends well."""
+        root = self.folder / "artifacts"
+        final = root / name
+        if not final.resolve().is_relative_to(root.resolve()):
+            raise ValueError(f"artifact name {name!r} leaves the run's folder; use a relative name without '..'")
+        final.parent.mkdir(parents=True, exist_ok=True)
+        partial = final.with_name(f".{uuid.uuid4().hex}.partial")
+        try:
+            yield partial
+            os.replace(partial, final)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _save(self) -> None:
+        write_json(self.folder / "run.json", self.record)
+
+
+@contextmanager
+def stage(name: str, config: Config, sections: Sequence[str] = ()) -> Iterator[Run]:
+    """Record the run of stage `name` (`stage1@0`) with the settings of `sections` (`("seed", "train.stage1")`).
+
+    No sections means all settings. An exception marks the run FAILED and passes through; a process that dies without
+    one is found and marked by the exporter. `SIREN_EXPORT=0` keeps the record local.
+    """
+    root = lineage.project_root()
+    settings = flatten(to_dict(config))
+    chosen = {k: v for k, v in settings.items() if not sections or any(_inside(k, s) for s in sections)}
+    tags = {"stage": name, "scale": config.scale, **lineage.git_tags(root), **lineage.lock_tags(root, name)}
+    if os.environ.get("DVC_EXP_NAME"):
+        tags["dvc.experiment"] = os.environ["DVC_EXP_NAME"]
+    identity = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{name.replace('@', '-')}-{uuid.uuid4().hex[:6]}"
+    record = {
+        "id": identity,
+        "name": name,
+        "status": RUNNING,
+        "started": _now(),
+        "host": socket.gethostname(),
+        "process": lineage.process(os.getpid()),
+        "pipeline": lineage.pipeline(),
+        "tags": tags,
+        "params": chosen,
+        "settings": settings,
+    }
+    run = Run(root / ".siren" / "runs" / identity, record)
+    if os.environ.get("SIREN_EXPORT", "1") != "0":
+        from siren.tracking import export
+
+        export.start(root)
+    try:
+        yield run
+    except BaseException as error:
+        run.close(FAILED, f"{type(error).__name__}: {error}")
+        raise
+    run.close(FINISHED)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a JSON file in one step."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(content, indent=1, default=str))
+    os.replace(partial, path)
+
+
+def _inside(key: str, section: str) -> bool:
+    return key == section or key.startswith(f"{section}.")
+
+
+def _stepped(name: str, step: int | None) -> str:
+    return name if step is None else f"{name}-{step:06d}"
+
+
+def _now() -> int:
+    """Milliseconds since 1970, MLflow's unit."""
+    return int(time.time() * 1000)
