@@ -1,0 +1,1 @@
+"""The frozen neighbours of the model, behind small protocols: codec, CLAP, ImageBind and the judges."""

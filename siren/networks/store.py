@@ -1,0 +1,92 @@
+"""How a frozen network lies in a folder: `model.safetensors` and a `config.json` that says what it is.
+
+The sidecar holds the kind (which network this is), its config (enough to build it), the SHA-256 of the weights, and
+`extra` (recipe, quality, licence: anything a reader should know). Nothing is unpickled, and weights that are not the
+ones the sidecar speaks of are refused. The same module gives the same bytes.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+WEIGHTS = "model.safetensors"
+SIDECAR = "config.json"
+
+
+def save(
+    folder: str | Path, module: nn.Module, kind: str, config: dict[str, Any], extra: dict[str, Any] | None = None
+) -> None:
+    """Write `module` and its sidecar into `folder`, each to a temporary name first, the sidecar last."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+    weights = folder / f"{WEIGHTS}.partial"
+    save_file(tensors, weights)
+    sidecar = {"kind": kind, "config": config, "sha256": file_sha256(weights), "extra": extra or {}}
+    os.replace(weights, folder / WEIGHTS)
+    text = folder / f"{SIDECAR}.partial"
+    text.write_text(json.dumps(sidecar, indent=2) + "\n")
+    os.replace(text, folder / SIDECAR)
+
+
+def load_state(folder: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config and the weights of a network of this `kind`, on the CPU.
+
+    Raises ValueError where the folder is incomplete, of another kind, or its weights are not the recorded ones.
+    """
+    folder = Path(folder)
+    sidecar = read_sidecar(folder)
+    if sidecar["kind"] != kind:
+        raise ValueError(f"{folder} holds a network of kind {sidecar['kind']!r}; {kind!r} was asked for")
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise ValueError(f"{folder} has a {SIDECAR} but no {WEIGHTS}; copy both, or train the network here")
+    if file_sha256(weights) != sidecar["sha256"]:
+        raise ValueError(
+            f"{weights} is not the file that {SIDECAR} describes (its SHA-256 differs): it is damaged or was replaced; "
+            "restore it, or save the network again"
+        )
+    return sidecar["config"], load_file(weights)
+
+
+def read_sidecar(folder: str | Path) -> dict[str, Any]:
+    """The sidecar {kind, config, sha256, extra} of a saved network. Raises ValueError where there is none."""
+    path = Path(folder) / SIDECAR
+    if not path.is_file():
+        raise ValueError(f"no saved network in {folder} ({SIDECAR} is missing)")
+    try:
+        sidecar = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    missing = {"kind", "config", "sha256", "extra"} - set(sidecar if isinstance(sidecar, dict) else ())
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; it was not written by siren")
+    return sidecar
+
+
+def fingerprint(tensors: Mapping[str, Tensor] | Iterable[Tensor]) -> str:
+    """SHA-256 (hex) over names, dtypes, shapes and bytes; equal exactly where all of them are.
+
+    A mapping is read in the order of its names, anything else in its own order (its positions are the names).
+    """
+    if isinstance(tensors, Mapping):
+        items = sorted(tensors.items())
+    else:
+        items = [(str(i), tensor) for i, tensor in enumerate(tensors)]
+    digest = hashlib.sha256()
+    for name, tensor in items:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def file_sha256(path: str | Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
