@@ -1,0 +1,1 @@
+"""Collect: sources to clips (`sources/`), clips to segments (`segment.py`)."""

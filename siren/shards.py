@@ -1,0 +1,140 @@
+"""Tables on disk: Parquet files, whole or in numbered shards, each written to a temporary name and then renamed.
+
+One file for each shard and never one for each clip, because versioning and network filesystems are slow with many
+small files. Nothing written here depends on the time or the machine: the same table gives the same bytes.
+Waveforms are stored as little-endian int16, all rows of a column equally long.
+
+Shapes: N rows · S samples.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FULL_SCALE = 32767
+QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("item", "stage", "reason", "detail")])
+
+
+def write_table(path: str | Path, table: pa.Table, metadata: dict[str, str] | None = None) -> None:
+    """Write one Parquet file atomically, `metadata` in its schema."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if metadata is not None:
+        table = table.replace_schema_metadata(metadata)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        pq.write_table(table, temporary, compression="zstd")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_shards(
+    folder: str | Path, stem: str, table: pa.Table, rows_per_shard: int, metadata: dict[str, str] | None = None
+) -> list[Path]:
+    """Write `<stem>-00000.parquet`, `-00001`, ...; shards left by a longer earlier table are removed.
+
+    An empty table gives one empty shard, so that its schema and metadata are kept.
+    """
+    if rows_per_shard < 1:
+        raise ValueError(f"rows_per_shard is {rows_per_shard}; at least 1 is needed")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for index, start in enumerate(range(0, max(table.num_rows, 1), rows_per_shard)):
+        path = folder / f"{stem}-{index:05d}.parquet"
+        write_table(path, table.slice(start, rows_per_shard), metadata)
+        paths.append(path)
+    for stale in set(_shards(folder, stem)) - set(paths):
+        stale.unlink()
+    return paths
+
+
+def read_shards(folder: str | Path, stem: str, columns: list[str] | None = None) -> pa.Table:
+    """All shards of `stem` as one table, in order, memory-mapped. Raises ValueError when one is missing."""
+    paths = _shards(folder, stem)
+    numbers = [int(path.stem[-5:]) for path in paths]
+    if numbers != list(range(len(numbers))) or not paths:
+        found = ", ".join(path.name for path in paths) or "none"
+        raise ValueError(f"shards {stem}-00000 ... in {folder} are not complete (found: {found}); run the stage again")
+    return pa.concat_tables([pq.read_table(path, columns=columns, memory_map=True) for path in paths])
+
+
+def metadata(folder: str | Path, stem: str) -> dict[str, str]:
+    """Metadata of the first shard of `stem`."""
+    paths = _shards(folder, stem)
+    if not paths:
+        raise ValueError(f"no shards {stem}-*.parquet in {folder}; run the stage that makes them")
+    return table_metadata(paths[0])
+
+
+def table_metadata(path: str | Path) -> dict[str, str]:
+    """What `write_table` was given as `metadata`."""
+    items = (pq.read_schema(path).metadata or {}).items()
+    return {key.decode(): value.decode() for key, value in items if not key.startswith(b"ARROW:")}
+
+
+def _shards(folder: str | Path, stem: str) -> list[Path]:
+    pattern = re.compile(re.escape(stem) + r"-\d{5}\.parquet")
+    return sorted(path for path in Path(folder).glob("*.parquet") if pattern.fullmatch(path.name))
+
+
+def write_quarantine(folder: str | Path, rows: list[dict[str, str]]) -> None:
+    """Write `quarantine.parquet`: what was left out, at which stage, and why. Also written when there is nothing."""
+    write_table(Path(folder) / "quarantine.parquet", pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA))
+
+
+def read_quarantine(folder: str | Path) -> pa.Table:
+    """The quarantine of one stage."""
+    return pq.read_table(Path(folder) / "quarantine.parquet")
+
+
+def float_to_pcm(wav: np.ndarray) -> bytes:
+    """A waveform with full scale 1.0 as little-endian int16, clipped to the int16 range. Raises ValueError for NaN."""
+    if not np.isfinite(wav).all():
+        raise ValueError("a waveform with NaN or infinite values cannot be stored as int16")
+    return np.clip(np.round(wav * np.float64(FULL_SCALE)), -FULL_SCALE - 1, FULL_SCALE).astype("<i2").tobytes()
+
+
+def pcm_to_float(pcm: Any) -> np.ndarray:
+    """Stored waveforms as float32: bytes → [S]; a binary column, all rows equally long → [N, S]."""
+    return pcm_array(pcm).astype(np.float32) / np.float32(FULL_SCALE)
+
+
+def pcm_array(pcm: Any) -> np.ndarray:
+    """Stored waveforms as int16, without a copy where the column has one chunk: bytes → [S]; a column → [N, S]."""
+    if isinstance(pcm, (bytes, bytearray, memoryview)):
+        return np.frombuffer(pcm, "<i2")
+    return binary_matrix(pcm, "<i2")
+
+
+def binary_matrix(column: pa.Array | pa.ChunkedArray, dtype: str) -> np.ndarray:
+    """A binary column whose rows are equally long, as [N, items per row]. Raises ValueError for unequal rows."""
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    parts = [_chunk_matrix(chunk, np.dtype(dtype)) for chunk in chunks if len(chunk)]
+    if not parts:
+        return np.zeros((0, 0), dtype)
+    widths = {part.shape[1] for part in parts}
+    if len(widths) > 1:
+        raise ValueError(f"rows of the column have {sorted(widths)} values; they must be equally long")
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _chunk_matrix(chunk: pa.Array, dtype: np.dtype) -> np.ndarray:
+    if chunk.null_count:
+        raise ValueError(f"{chunk.null_count} rows of the column are null")
+    large = pa.types.is_large_binary(chunk.type)
+    _, offset_buffer, data = chunk.buffers()
+    offsets = np.frombuffer(offset_buffer, np.int64 if large else np.int32)[
+        chunk.offset : chunk.offset + len(chunk) + 1
+    ]
+    lengths = np.unique(np.diff(offsets))
+    if len(lengths) > 1 or lengths[0] % dtype.itemsize:
+        raise ValueError(f"rows of the column have {lengths.tolist()[:5]} bytes; they must be equally long")
+    flat = np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]] if lengths[0] else np.zeros(0, np.uint8)
+    return flat.view(dtype).reshape(len(chunk), -1) if lengths[0] else np.zeros((len(chunk), 0), dtype)
