@@ -199,6 +199,7 @@ class Model:
     norm_eps: float
     dropout: float
     init_std: float
+    normalise_codes: bool  # scale each codebook's latents to RMS 1: needed by small codecs, off for published ones
     residual_start: Literal["prompt", "learned"]
 
     def __post_init__(self) -> None:

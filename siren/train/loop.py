@@ -63,27 +63,27 @@ class Checkpoint:
         step: int,
         module: nn.Module,
         optimiser: torch.optim.Optimizer,
-        generator: torch.Generator,
+        generator: torch.Generator | None = None,
         extra: dict[str, Any] | None = None,
     ) -> None:
         """Write the state after `step` steps; the one before it is removed once this one is whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
-        scalars: dict[str, float] = {}
         for index, fields in optimiser.state_dict()["state"].items():
             for name, value in fields.items():
                 tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value).detach().cpu().clone()
-        tensors["generator"] = generator.get_state().clone()
+        if generator is not None:
+            tensors["generator"] = generator.get_state().clone()
         stem = f"step-{step:08d}"
         _atomic(self.folder / f"{stem}.safetensors", lambda path: save_file(tensors, path))
-        sidecar = {"step": step, "identity": self.identity, "extra": extra or {}, **scalars}
+        sidecar = {"step": step, "identity": self.identity, "extra": extra or {}}
         _atomic(self.folder / f"{stem}.json", lambda path: path.write_text(json.dumps(sidecar)))
         for old in self.folder.glob("step-*"):
             if old.stem < stem:
                 old.unlink()
 
     def restore(
-        self, module: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator
+        self, module: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator | None = None
     ) -> tuple[int, dict[str, Any]]:
         """Load the newest whole checkpoint of this identity → (steps done, extra); (0, {}) where there is none."""
         sidecars = sorted(self.folder.glob("step-*.json"), reverse=True)
@@ -100,7 +100,8 @@ class Checkpoint:
                     _, index, name = key.split(".")
                     state["state"].setdefault(int(index), {})[name] = value
             optimiser.load_state_dict(state)
-            generator.set_state(tensors["generator"])
+            if generator is not None:
+                generator.set_state(tensors["generator"])
             return data["step"], data["extra"]
         return 0, {}
 

@@ -1,0 +1,1 @@
+"""From prompts to sound: the sampler, and the bundle of everything that it needs on disk."""

@@ -1,0 +1,92 @@
+"""From codes to vectors: the codec's frozen tables, and one trainable linear projector per codebook on top.
+
+The codec turns code q of codebook k into `weight_k @ rows_k[q] + bias_k` (its out-projection of a short row). A
+transformer projects that latent vector to its own width. Unusual: the two linear maps are folded into one of rank
+C (8 in DAC) before they touch the frames, which replaces K products of (frames × latent × D) by a single one of
+(frames × K·C × D) with exact gradients to the projectors.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from siren.shapes import Float, Int
+
+
+@dataclass(frozen=True)
+class CodecTables:
+    """What the model needs of a codec: f̂_k = weight_k @ rows_k[q] + bias_k, the latent of code q in codebook k."""
+
+    rows: Float[Tensor, "K V C"]
+    weight: Float[Tensor, "K latent C"]
+    bias: Float[Tensor, "K latent"]
+
+    @property
+    def num_codebooks(self) -> int:
+        return self.rows.shape[0]
+
+    @property
+    def codebook_size(self) -> int:
+        return self.rows.shape[1]
+
+    def latents(self) -> Float[Tensor, "K V latent"]:
+        """The latent vector of every code."""
+        return torch.einsum("kvc,klc->kvl", self.rows, self.weight) + self.bias[:, None]
+
+    def normalised(self) -> "CodecTables":
+        """The same tables with each codebook's latents scaled to a root mean square of 1.
+
+        Small codecs have latents of RMS 0.2 to 0.3, which the positions (RMS 0.7, added before every block) drown.
+        """
+        scale = self.latents().square().mean(dim=(1, 2)).sqrt().clamp_min(1e-8)
+        return CodecTables(self.rows, self.weight / scale[:, None, None], self.bias / scale[:, None])
+
+
+class Codebooks(nn.Module):
+    """Embeddings E_k of every codebook for one transformer: frozen codec tables, trainable projectors."""
+
+    rows: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, tables: CodecTables, dim: int, init_std: float):
+        super().__init__()
+        num_codebooks, latent, _ = tables.weight.shape
+        self.register_buffer("rows", tables.rows.detach().clone().float())
+        self.register_buffer("weight", tables.weight.detach().clone().float())
+        self.register_buffer("bias", tables.bias.detach().clone().float())
+        self.projector = nn.Parameter(torch.randn(num_codebooks, dim, latent) * init_std)
+        self.projector_bias = nn.Parameter(torch.zeros(num_codebooks, dim))
+
+    def folded(self) -> tuple[Float[Tensor, "K C D"], Float[Tensor, "K D"]]:
+        """Projector ∘ out-projection as one linear map of the short rows, per codebook: (matrix, constant)."""
+        matrix = torch.einsum("kdl,klc->kcd", self.projector, self.weight)
+        constant = torch.einsum("kdl,kl->kd", self.projector, self.bias) + self.projector_bias
+        return matrix, constant
+
+    def gather(self, codes: Int[Tensor, "B K T"]) -> Float[Tensor, "B T K C"]:
+        """The frozen rows of `codes`."""
+        offsets = torch.arange(codes.shape[1], device=codes.device) * self.rows.shape[1]
+        return self.rows.flatten(0, 1)[codes.transpose(1, 2) + offsets]
+
+    def embed(
+        self, rows: Float[Tensor, "B T K C"], first: int, group: int
+    ) -> tuple[Float[Tensor, "B T D"], list[Float[Tensor, "B T D"]]]:
+        """Sums of embeddings for a transformer that owns codebooks `first` … `first + group - 1`.
+
+        Returns the sum over all codebooks (the temporal input), and the accumulated sums over the codebooks below
+        first, first + 1, …, first + group - 1 (Eq. 5).
+        """
+        matrix, constant = self.folded()
+        everything = rows.flatten(2) @ matrix.flatten(0, 1) + constant.sum(0)
+        below = rows[:, :, :first].flatten(2) @ matrix[:first].flatten(0, 1) + constant[:first].sum(0)
+        accumulated = [below]
+        for k in range(first, first + group - 1):
+            accumulated.append(accumulated[-1] + rows[:, :, k] @ matrix[k] + constant[k])
+        return everything, accumulated
+
+    def tables(self) -> Float[Tensor, "K V D"]:
+        """The embedding of every code, for sampling: a lookup instead of a product."""
+        matrix, constant = self.folded()
+        return torch.einsum("kvc,kcd->kvd", self.rows, matrix) + constant[:, None]

@@ -1,0 +1,134 @@
+"""One isolated transformer of the collaboration (paper section 4.1, Eq. 2-6).
+
+It owns N consecutive codebooks, `first` … `first + N - 1`, and holds everything it needs: its embeddings of all K
+codebooks, a temporal path F over frames, a residual decoder R inside a frame, and one head per owned codebook.
+
+    x[0] = start, x[t] = Σ_k E_k[t-1]                         temporal input
+    h = norm(F(x, text))                                       every block sees its input plus the positions again
+    z[t] = [h[t], b[t], b[t] + E_first[t], …]                  b = start of R + Σ_{k<first} E_k  (Eq. 5)
+    logits of codebook first + j at frame t: head_j(norm(R(z[t])))[j + 1]
+
+R's start is the projected mean text state (`prompt`, what the authors published) or a learned vector (`learned`, Eq. 5).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from siren.config import Model
+from siren.model.blocks import Block, CrossBlock, KeyValueCache, RMSNorm, positions
+from siren.model.codebooks import Codebooks, CodecTables
+from siren.shapes import Bool, Float, Int
+
+
+@dataclass
+class Text:
+    """Text states as the transformer uses them: one (keys, values) pair per temporal block, the mask, R's start."""
+
+    keys_values: list[tuple[Tensor, Tensor]]
+    mask: Bool[Tensor, "B 1 1 L"]
+    start: Float[Tensor, "B D"]
+
+
+class ResidualTransformer(nn.Module):
+    """Transformer `index` of `len(config.transformers)`; see the module for what it computes."""
+
+    frame_positions: Tensor
+
+    def __init__(self, config: Model, tables: CodecTables, text_width: int, index: int):
+        super().__init__()
+        total, count = tables.num_codebooks, len(config.transformers)
+        if total % count:
+            raise ValueError(f"{total} codebooks cannot be shared out evenly among {count} transformers")
+        self.index, self.group = index, total // count
+        self.first = index * self.group
+        self.config = config
+        dim = config.dim
+        tables = tables.normalised() if config.normalise_codes else tables
+        self.codebooks = Codebooks(tables, dim, config.init_std)
+        self.start = nn.Parameter(torch.zeros(dim))
+        if config.residual_start == "prompt":
+            self.prompt_summary = nn.Linear(text_width, dim)
+        else:
+            self.residual_start = nn.Parameter(torch.zeros(dim))
+        shape = (dim, config.num_heads, config.num_kv_heads)
+        rest = (config.ffn_multiple_of, config.norm_eps, config.dropout)
+        self.temporal = nn.ModuleList(CrossBlock(*shape, text_width, *rest) for _ in range(config.main_layers))
+        self.temporal_norm = RMSNorm(dim, config.norm_eps)
+        self.decoder = nn.ModuleList(Block(*shape, *rest) for _ in range(config.decoder_layers))
+        self.decoder_norm = RMSNorm(dim, config.norm_eps)
+        self.heads = nn.Parameter(torch.zeros(self.group, tables.codebook_size, dim))
+        table = positions(max(config.max_frames, self.group + 1), dim)
+        self.register_buffer("frame_positions", table, persistent=False)
+        self._initialise(config.init_std)
+
+    def _initialise(self, std: float) -> None:
+        """Every matrix and start vector N(0, std), biases 0, norms 1; no scaling by depth."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for vector in [self.start, self.heads] + (
+            [self.residual_start] if self.config.residual_start == "learned" else []
+        ):
+            nn.init.normal_(vector, std=std)
+
+    def read_text(self, states: Float[Tensor, "B L P"], mask: Bool[Tensor, "B L"]) -> Text:
+        """Project the text once: keys and values of every block, and the start of the residual decoder."""
+        keys_values = [block.cross_attention.keys_values(states) for block in self.temporal]
+        if self.config.residual_start == "prompt":
+            weights = mask.to(states.dtype)[..., None]
+            start = self.prompt_summary((states * weights).sum(1) / weights.sum(1).clamp_min(1.0))
+        else:
+            start = self.residual_start.expand(states.shape[0], -1)
+        return Text(keys_values, mask[:, None, None], start)
+
+    def temporal_path(
+        self, x: Float[Tensor, "B T D"], text: Text, caches: list[KeyValueCache] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """F: hidden state of each frame, from the frames before it."""
+        begin = caches[0].length if caches else 0
+        place = self.frame_positions[begin : begin + x.shape[1]]
+        for i, block in enumerate(self.temporal):
+            x = block(x + place, text.keys_values[i], text.mask, caches[i] if caches else None)
+        return self.temporal_norm(x)
+
+    def residual_decoder(
+        self, z: Float[Tensor, "N n D"], caches: list[KeyValueCache] | None = None
+    ) -> Float[Tensor, "N n D"]:
+        """R: the short causal sequence inside one frame; every frame is an item of the batch."""
+        begin = caches[0].length if caches else 0
+        place = self.frame_positions[begin : begin + z.shape[1]]
+        for i, block in enumerate(self.decoder):
+            z = block(z + place, caches[i] if caches else None)
+        return self.decoder_norm(z)
+
+    def forward(
+        self, codes: Int[Tensor, "B K T"], states: Float[Tensor, "B L P"], mask: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B N T V"]:
+        """Logits of the owned codebooks under teacher forcing; code j of frame t has seen what sampling has seen."""
+        batch, _, frames = codes.shape
+        text = self.read_text(states, mask)
+        everything, accumulated = self.codebooks.embed(self.codebooks.gather(codes), self.first, self.group)
+        x = torch.cat([self.start.expand(batch, 1, -1), everything[:, :-1]], dim=1)
+        hidden = self.temporal_path(x, text)
+        slots = [hidden] + [text.start[:, None] + a for a in accumulated]
+        z = self.residual_decoder(torch.stack(slots, dim=2).flatten(0, 1))  # [B·T, N+1, D]
+        logits = torch.einsum("bnd,nvd->bnv", z[:, 1:], self.heads)
+        return logits.unflatten(0, (batch, frames)).transpose(1, 2)
+
+    def null_text(self, batch: int, width: int) -> tuple[Tensor, Tensor]:
+        """The condition that stands for "no text": one all-zero state. ([B, 1, P], [B, 1])"""
+        return self.start.new_zeros(batch, 1, width), torch.ones(batch, 1, dtype=torch.bool, device=self.start.device)
+
+    def targets(self, codes: Int[Tensor, "B K T"]) -> Int[Tensor, "B N T"]:
+        return codes[:, self.first : self.first + self.group]
+
+
+def cross_entropy(logits: Float[Tensor, "B N T V"], targets: Int[Tensor, "B N T"]) -> Float[Tensor, " N"]:
+    """Mean cross entropy of each owned codebook in nats (Eq. 6 takes their sum; the authors' code and ours the mean)."""
+    losses = F.cross_entropy(logits.flatten(0, 2).float(), targets.flatten(), reduction="none")
+    return losses.view(targets.shape).mean(dim=(0, 2))

@@ -1,0 +1,38 @@
+"""Same seed, same sound: each item (prompt, sample index) has its own random stream, whatever the batch around it.
+
+An item draws all its randomness before sampling starts, one uniform number per code, from a generator seeded with the
+item's own seed alone. Codes are then drawn by inverting the cumulative distribution at that number.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from siren.shapes import Float, Int
+
+
+def item_seed(seed: int, *names: str | int) -> int:
+    """A seed for one item of a run: a hash of the run's seed and the item's name. 63 bits."""
+    text = "\x1f".join(str(part) for part in (seed, *names))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def uniforms(seeds: Sequence[int], num_frames: int, num_codebooks: int) -> Float[Tensor, "B T K"]:
+    """One number in [0, 1) per code, each item's from its own seed; a longer clip begins like a shorter one."""
+    rows = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        rows.append(torch.rand(num_frames, num_codebooks, generator=generator))
+    return torch.stack(rows)
+
+
+def draw(probabilities: Float[Tensor, "B V"], numbers: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """Invert the cumulative distribution of each row at its number."""
+    cumulative = probabilities.double().cumsum(-1)
+    target = numbers.double()[:, None] * cumulative[:, -1:]
+    index = torch.searchsorted(cumulative, target, right=True)[:, 0]
+    # A number at the very top may fall behind the last code of non-zero probability.
+    last = probabilities.shape[-1] - 1 - (probabilities.flip(-1) > 0).int().argmax(-1)
+    return torch.minimum(index, last)

@@ -1,0 +1,25 @@
+"""Shared by all tests: quiet libraries first, shapes checked at run time, small models and tables to build on."""
+
+import siren  # noqa: F401  (sets the environment before anything else is imported)
+
+from jaxtyping import install_import_hook  # isort: skip
+
+install_import_hook(["siren.model", "siren.generate", "siren.align"], "beartype.beartype")
+
+import os  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of real recordings and the reference checkpoint; tests that need it are marked `real`."""
+    if not SHARED.is_dir():
+        pytest.skip("no ../shared/data beside this checkout")
+    return SHARED

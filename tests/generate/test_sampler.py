@@ -1,0 +1,91 @@
+"""The sampler against the full forward, and its randomness."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from siren.config import Sampling
+from siren.randomness import draw, item_seed, uniforms
+from siren.generate.sampler import sample, truncate
+from tests.model import builders
+
+PLAIN = Sampling(temperature=1.0, top_k=None, top_p=None, guidance=None)
+
+
+@pytest.mark.parametrize("num_transformers", [1, 2, 3, 6])
+@pytest.mark.parametrize("residual_start", ["prompt", "learned"])
+def test_cached_sampling_has_the_probabilities_of_the_full_forward(num_transformers, residual_start):
+    siren = builders.model(num_transformers, residual_start=residual_start)
+    _, states, mask = builders.batch()
+    rollout = sample(siren, states, mask, [1, 2, 3], 9, PLAIN)
+    for transformer in siren.transformers:
+        with torch.no_grad():
+            full = transformer(rollout.codes, states, mask).log_softmax(-1)
+        own = slice(transformer.first, transformer.first + transformer.group)
+        expected = full.gather(-1, rollout.codes[:, own, :, None])[..., 0]
+        torch.testing.assert_close(rollout.log_probs[:, own], expected, atol=1e-5, rtol=0)
+
+
+def test_an_item_sounds_the_same_in_any_batch_and_begins_the_same_at_any_length():
+    siren = builders.model(3)
+    _, states, mask = builders.batch()
+    together = sample(siren, states, mask, [5, 6, 7], 8, PLAIN).codes
+    alone = sample(siren, states[1:2], mask[1:2], [6], 8, PLAIN).codes
+    longer = sample(siren, states[1:2], mask[1:2], [6], 12, PLAIN).codes
+    assert torch.equal(together[1:2], alone)
+    assert torch.equal(longer[..., :8], alone)
+    assert not torch.equal(sample(siren, states[1:2], mask[1:2], [60], 8, PLAIN).codes, alone)
+
+
+def test_guidance_of_one_is_no_guidance_and_more_moves_the_codes():
+    siren = builders.model(2)
+    _, states, mask = builders.batch()
+    plain = sample(siren, states, mask, [1, 2, 3], 8, PLAIN).codes
+    one = sample(siren, states, mask, [1, 2, 3], 8, dataclasses.replace(PLAIN, guidance=1.0)).codes
+    strong = sample(siren, states, mask, [1, 2, 3], 8, dataclasses.replace(PLAIN, guidance=5.0)).codes
+    assert torch.equal(plain, one)
+    assert not torch.equal(plain, strong)
+
+
+def test_impossible_requests_are_refused_with_the_numbers():
+    siren = builders.model(2)
+    _, states, mask = builders.batch()
+    with pytest.raises(ValueError, match="25 frames asked for; this model's positions end at 24"):
+        sample(siren, states, mask, [1, 2, 3], 25, PLAIN)
+    with pytest.raises(ValueError, match="2 seeds for 3 prompts"):
+        sample(siren, states, mask, [1, 2], 4, PLAIN)
+
+
+def test_top_k_and_top_p_keep_what_they_say():
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
+    kept = truncate(logits, dataclasses.replace(PLAIN, top_k=2)).isfinite()[0].tolist()
+    assert kept == [True, True, False, False]
+    kept = truncate(logits, dataclasses.replace(PLAIN, top_p=0.81)).isfinite()[0].tolist()
+    assert kept == [True, True, True, False]  # 0.5 + 0.3 is not yet 0.81
+    kept = truncate(logits, dataclasses.replace(PLAIN, top_p=0.01)).isfinite()[0].tolist()
+    assert kept == [True, False, False, False]
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=8), st.floats(0, 0.999999))
+def test_draw_never_takes_an_impossible_code(weights, number):
+    row = torch.tensor(weights)
+    if row.sum() == 0:
+        row[0] = 1.0
+    code = draw((row / row.sum())[None], torch.tensor([number]))
+    assert row[code] > 0
+
+
+def test_draw_follows_the_probabilities():
+    row = torch.tensor([0.2, 0.0, 0.5, 0.3])
+    numbers = (torch.arange(1000) + 0.5) / 1000
+    counts = draw(row.expand(1000, 4), numbers).bincount(minlength=4)
+    assert counts.tolist() == [200, 0, 500, 300]
+
+
+def test_streams_of_items_are_their_own():
+    assert item_seed(0, "a", 1) != item_seed(0, "a", 2) != item_seed(1, "a", 2)
+    both = uniforms([3, 4], 5, 2)
+    assert torch.equal(both[1], uniforms([4], 5, 2)[0])
