@@ -1,0 +1,278 @@
+"""The paper's properties of residual codes, measured on this codec and this corpus (paper section 3, appendix D).
+
+Property 1: quantised features f̂_k of two codebooks are nearly orthogonal (Fig. 2a per frame, Fig. 8 pooled over time).
+Property 2: deeper codebooks carry less meaning, so a probe reads the event off them less well (Fig. 2c).
+Influence 2: heads of deeper codebooks converge to higher losses (Fig. 2d), here from the curves of stage 1.
+
+Unusual: a frame's cosine depends on its two codes only, so the V x V cosines of two codebooks are computed once and
+looked up for every frame; no feature is ever expanded over time. The probe is a multinomial logistic regression where
+the paper has two MLP layers: enough for a ranking, exact to repeat. Code usage is measured as well, because a
+codebook that uses few of its codes would explain a bad probe.
+
+Shapes: N clips · K codebooks · T frames · V codebook size · D latent width · C classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from siren.evaluate import figures
+
+NEAR = 0.2  # |cosine| below it counts as nearly orthogonal (within 12 degrees of a right angle)
+EDGES = np.linspace(-1, 1, 51)
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Tokenised clips. `labels` holds a clip's event where it has exactly one, otherwise None."""
+
+    codes: np.ndarray  # int [N, K, T]
+    num_frames: np.ndarray  # int [N], at most T; later frames are padding and are left out
+    labels: Sequence[str | None]
+
+    def __post_init__(self) -> None:
+        if not len(self.codes) == len(self.num_frames) == len(self.labels):
+            counts = (len(self.codes), len(self.num_frames), len(self.labels))
+            raise ValueError(f"codes, num_frames and labels are of {counts} clips; they must be of the same ones")
+
+    @property
+    def mask(self) -> np.ndarray:
+        """True for frames that are not padding. [N, T]"""
+        return np.arange(self.codes.shape[-1]) < self.num_frames[:, None]
+
+
+def analyze(
+    latents: np.ndarray, train: Clips, test: Clips, losses: Mapping[int, tuple[Sequence[int], Sequence[float]]]
+) -> dict[str, Any]:
+    """All of it, as plain data for JSON. `losses`: codebook → (steps, validation loss in nats), {} where unknown.
+
+    latents [K, V, D] are the quantised features of every code. Cosines and usage are of `train`; the probe is trained
+    on the one-event clips of `train` and tested on those of `test`. Raises ValueError for codes the codec lacks.
+    """
+    for name, clips in (("train", train), ("test", test)):
+        _check(latents, clips, name)
+    pooled = pool(latents, train)
+    return {
+        "clips": len(train.codes),
+        "frames": int(train.mask.sum()),
+        "cosine": {"per_frame": frame_cosines(latents, train), "pooled": pooled_cosines(pooled)},
+        "usage": usage(train, latents.shape[1]),
+        "probe": probe(pooled, train.labels, pool(latents, test), test.labels),
+        "loss": convergence(losses),
+    }
+
+
+def _check(latents: np.ndarray, clips: Clips, name: str) -> None:
+    num_codebooks, codebook_size, _ = latents.shape
+    if clips.codes.shape[1] != num_codebooks:
+        raise ValueError(f"{name} clips have {clips.codes.shape[1]} codebooks, the codec has {num_codebooks}")
+    if len(clips.codes) and clips.codes.max() >= codebook_size:
+        raise ValueError(f"{name} clips hold code {clips.codes.max()}, the codec has codes up to {codebook_size - 1}")
+
+
+def frame_cosines(latents: np.ndarray, clips: Clips) -> dict[str, Any]:
+    """cos(f̂_i, f̂_j) of the same frame, for any two codebooks (Fig. 2a)."""
+    unit = _unit(latents)
+    mask = clips.mask
+    pairs = {}
+    for i, j in _pairs(len(latents)):
+        table = unit[i] @ unit[j].T  # [V, V]
+        pairs[i, j] = table[clips.codes[:, i][mask], clips.codes[:, j][mask]]
+    return _distribution(pairs, len(latents))
+
+
+def pooled_cosines(pooled: np.ndarray) -> dict[str, Any]:
+    """The same between features averaged over time (Fig. 8). pooled [N, K, D]"""
+    unit = _unit(pooled)
+    return _distribution({(i, j): (unit[:, i] * unit[:, j]).sum(-1) for i, j in _pairs(unit.shape[1])}, unit.shape[1])
+
+
+def pool(latents: np.ndarray, clips: Clips) -> np.ndarray:
+    """Mean of each codebook's features over the frames that are not padding. [N, K, D]"""
+    weights = torch.from_numpy((clips.mask / np.maximum(clips.num_frames, 1)[:, None]).astype(np.float32))
+    bags = [
+        F.embedding_bag(
+            torch.from_numpy(clips.codes[:, k].astype(np.int64)),
+            torch.from_numpy(np.ascontiguousarray(table, np.float32)),
+            mode="sum",
+            per_sample_weights=weights,
+        )
+        for k, table in enumerate(latents)
+    ]
+    return torch.stack(bags, dim=1).numpy()
+
+
+def usage(clips: Clips, codebook_size: int) -> dict[str, list[float]]:
+    """Of each codebook: the share of codes that occur, and the perplexity exp(H) of their frequencies."""
+    used, perplexity = [], []
+    for k in range(clips.codes.shape[1]):
+        counts = np.bincount(clips.codes[:, k][clips.mask].astype(np.int64), minlength=codebook_size)
+        share = counts[counts > 0] / counts.sum()
+        used.append(float(len(share) / codebook_size))
+        perplexity.append(float(np.exp(-(share * np.log(share)).sum())))
+    return {"used": used, "perplexity": perplexity}
+
+
+def probe(
+    train: np.ndarray, train_labels: Sequence[str | None], test: np.ndarray, test_labels: Sequence[str | None]
+) -> dict[str, Any]:
+    """How well a linear classifier reads the event off each codebook's pooled features (Fig. 2c). [N, K, D]
+
+    Raises ValueError where fewer than two events have clips to train on. Test clips of unseen events are left out
+    and counted.
+    """
+    classes = sorted({label for label in train_labels if label is not None})
+    if len(classes) < 2:
+        raise ValueError(f"the probe needs clips of at least 2 single events, and has {classes or 'none'}")
+    index = {label: i for i, label in enumerate(classes)}
+    train_rows, train_targets = _targets(train_labels, index)
+    test_rows, test_targets = _targets(test_labels, index)
+    if len(test_rows) == 0:
+        raise ValueError("the probe has no one-event test clips of the events it was trained on")
+    accuracy = []
+    for k in range(train.shape[1]):
+        guesses = logistic(train[train_rows, k], train_targets, test[test_rows, k], len(classes)).argmax(axis=1)
+        accuracy.append(float((guesses == test_targets).mean()))
+    return {
+        "classes": classes,
+        "train": len(train_rows),
+        "test": len(test_rows),
+        "left_out": sum(label is not None for label in test_labels) - len(test_rows),
+        "chance": float(np.bincount(test_targets).max() / len(test_targets)),
+        "accuracy": accuracy,
+        "interval": [list(wilson(a, len(test_rows))) for a in accuracy],
+        "trend": rank_correlation(np.arange(len(accuracy)), accuracy),
+    }
+
+
+def logistic(
+    train: np.ndarray, targets: np.ndarray, test: np.ndarray, num_classes: int, decay: float = 1e-3
+) -> np.ndarray:
+    """Multinomial logistic regression on whitened features, solved to convergence → logits of `test`. [N, C]
+
+    Whitening drops the directions in which the training features do not vary: pooled codec features of width D lie
+    in the few dimensions of the codebook's rows.
+    """
+    mean = train.mean(axis=0)
+    _, scale, directions = np.linalg.svd((train - mean).astype(np.float64), full_matrices=False)
+    kept = scale > 1e-5 * scale[0]
+    whiten = directions[kept].T / scale[kept] * np.sqrt(len(train))
+    x = torch.from_numpy((train - mean) @ whiten)
+    y = torch.from_numpy(targets)
+    weight = torch.zeros(x.shape[1] + 1, num_classes, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        value = F.cross_entropy(x @ weight[:-1] + weight[-1], y) + decay * weight[:-1].square().sum()
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    with torch.no_grad():
+        return (torch.from_numpy((test - mean) @ whiten) @ weight[:-1] + weight[-1]).numpy()
+
+
+def convergence(losses: Mapping[int, tuple[Sequence[int], Sequence[float]]]) -> dict[str, Any] | None:
+    """Final validation loss of each codebook, their mean, and last over first (Loss Ratio, Table 5). None for {}."""
+    if not losses:
+        return None
+    final = {k: float(losses[k][1][-1]) for k in sorted(losses)}
+    values = list(final.values())
+    return {
+        "codebooks": list(final),
+        "final": values,
+        "mean": float(np.mean(values)),
+        "ratio": values[-1] / values[0],
+        "curves": {str(k): [list(map(int, losses[k][0])), list(map(float, losses[k][1]))] for k in final},
+    }
+
+
+def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a share of `count` trials (Wilson), which stays within [0, 1] near its ends."""
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * np.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return float(centre - half), float(centre + half)
+
+
+def rank_correlation(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> float:
+    """Spearman's, ties sharing their mean rank; 0 where either does not vary."""
+    rx, ry = _ranks(np.asarray(x, float)), _ranks(np.asarray(y, float))
+    if rx.std() == 0 or ry.std() == 0:
+        return 0.0
+    return float(np.corrcoef(rx, ry)[0, 1])
+
+
+def draw(analysis: Mapping[str, Any]) -> dict[str, figures.Figure]:
+    """Name → figure for everything in `analysis`; no figure for a part that is missing."""
+    names = [str(k) for k in range(len(analysis["usage"]["used"]))]
+    probes = analysis["probe"]
+    drawn = {
+        "cosine_per_frame": _draw_cosines(analysis["cosine"]["per_frame"], "same frame"),
+        "cosine_pooled": _draw_cosines(analysis["cosine"]["pooled"], "averaged over time"),
+        "cosine_pairs": figures.heat_map(
+            np.array(analysis["cosine"]["per_frame"]["pairs"]), names, names, (-1, 1), "codebook", "codebook"
+        ),
+        "probe": figures.bars(
+            names, probes["accuracy"], "codebook", "probe accuracy", probes["interval"], ("chance", probes["chance"])
+        ),
+        "perplexity": figures.bars(names, analysis["usage"]["perplexity"], "codebook", "perplexity of codes"),
+    }
+    if analysis["loss"] is not None:
+        series = {f"codebook {k}": (xs, ys) for k, (xs, ys) in analysis["loss"]["curves"].items()}
+        drawn["convergence"] = figures.curves(series, "step", "validation loss (nats)", ordered=True)
+    return drawn
+
+
+def _draw_cosines(cosines: Mapping[str, Any], what: str) -> figures.Figure:
+    densities = {interval: row["histogram"] for interval, row in cosines["intervals"].items()}
+    return figures.distributions(cosines["edges"], densities, f"cosine of two codebooks' features, {what}")
+
+
+def _distribution(pairs: Mapping[tuple[int, int], np.ndarray], num_codebooks: int) -> dict[str, Any]:
+    """Summaries of cosines by layer interval |i - j|, and the mean of each pair as a matrix."""
+    means = np.eye(num_codebooks)
+    intervals = {}
+    for (i, j), values in pairs.items():
+        means[i, j] = means[j, i] = values.mean()
+    for interval in range(1, num_codebooks):
+        values = np.concatenate([v for (i, j), v in pairs.items() if j - i == interval]).astype(np.float64)
+        intervals[str(interval)] = _summary(values)
+    everything = _summary(np.concatenate(list(pairs.values())).astype(np.float64))
+    everything.pop("histogram")
+    return {"all": everything, "intervals": intervals, "pairs": means.tolist(), "edges": EDGES.tolist()}
+
+
+def _summary(values: np.ndarray) -> dict[str, Any]:
+    low, high = np.quantile(values, (0.05, 0.95))
+    return {
+        "mean": float(values.mean()),
+        "std": float(values.std()),
+        "middle_90": [float(low), float(high)],
+        "near_orthogonal": float((np.abs(values) < NEAR).mean()),
+        "histogram": (np.histogram(np.clip(values, -1, 1), EDGES)[0] / len(values)).tolist(),
+    }
+
+
+def _pairs(count: int) -> list[tuple[int, int]]:
+    return [(i, j) for i in range(count) for j in range(i + 1, count)]
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def _targets(labels: Sequence[str | None], index: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows whose label is known, and the class of each."""
+    rows = [i for i, label in enumerate(labels) if label is not None and label in index]
+    return np.array(rows, int), np.array([index[labels[i]] for i in rows], np.int64)  # type: ignore[index]
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return ((ends - counts + ends - 1) / 2)[inverse]

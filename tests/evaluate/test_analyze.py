@@ -1,0 +1,172 @@
+"""The properties of residual codes: known geometry in, known cosines, usage and probes out."""
+
+import time
+
+import numpy as np
+import pytest
+
+from siren.evaluate import analyze
+from siren.evaluate.analyze import Clips
+
+
+def clips(codes: np.ndarray, labels: list[str | None] | None = None, num_frames: np.ndarray | None = None) -> Clips:
+    count, _, frames = codes.shape
+    return Clips(codes, np.full(count, frames) if num_frames is None else num_frames, labels or [None] * count)
+
+
+def test_cosines_of_three_codebooks_with_known_angles() -> None:
+    # One code each: along x, along x + y (45 degrees), along -x: cosines 0.7071, -1, -0.7071.
+    latents = np.array([[[1.0, 0]], [[2.0, 2.0]], [[-3.0, 0]]])
+    measured = analyze.frame_cosines(latents, clips(np.zeros((2, 3, 4), int)))
+    root = 2**-0.5
+    np.testing.assert_allclose(measured["pairs"], [[1, root, -1], [root, 1, -root], [-1, -root, 1]], atol=1e-12)
+    assert measured["intervals"]["1"]["mean"] == pytest.approx(0)  # of 0.7071 and -0.7071
+    assert measured["intervals"]["2"]["mean"] == pytest.approx(-1)
+
+
+def test_cosines_follow_the_codes_of_each_frame() -> None:
+    rng = np.random.default_rng(0)
+    latents = rng.normal(size=(3, 7, 5))
+    codes = rng.integers(0, 7, (4, 3, 6))
+    features = np.stack([latents[k][codes[:, k]] for k in range(3)], axis=1)  # [N, K, T, D]
+    unit = features / np.linalg.norm(features, axis=-1, keepdims=True)
+    expected = (unit[:, 0] * unit[:, 2]).sum(-1).mean()
+    assert analyze.frame_cosines(latents, clips(codes))["pairs"][0][2] == pytest.approx(expected)
+
+
+def test_pooled_features_are_means_over_frames_that_are_not_padding() -> None:
+    rng = np.random.default_rng(1)
+    latents = rng.normal(size=(2, 5, 3)).astype(np.float32)
+    codes = rng.integers(0, 5, (3, 2, 8)).astype(np.uint16)
+    lengths = np.array([8, 3, 1])
+    pooled = analyze.pool(latents, clips(codes, num_frames=lengths))
+    for n, length in enumerate(lengths):
+        expected = [latents[k][codes[n, k, :length]].mean(axis=0) for k in range(2)]
+        np.testing.assert_allclose(pooled[n], expected, atol=1e-6)
+
+
+def test_padding_changes_neither_cosines_nor_usage() -> None:
+    rng = np.random.default_rng(2)
+    latents, codes = rng.normal(size=(2, 6, 4)), rng.integers(0, 5, (3, 2, 6))
+    padded = np.concatenate([codes, np.full((3, 2, 5), 5)], axis=2)
+    whole, cut = clips(codes), clips(padded, num_frames=np.full(3, 6))
+    assert analyze.frame_cosines(latents, whole) == analyze.frame_cosines(latents, cut)
+    assert analyze.usage(whole, 6) == analyze.usage(cut, 6)
+
+
+def test_histograms_are_shares() -> None:
+    rng = np.random.default_rng(3)
+    measured = analyze.frame_cosines(rng.normal(size=(4, 9, 5)), clips(rng.integers(0, 9, (5, 4, 7))))
+    for row in measured["intervals"].values():
+        assert sum(row["histogram"]) == pytest.approx(1)
+    assert set(measured["intervals"]) == {"1", "2", "3"}
+
+
+def test_random_directions_in_many_dimensions_are_nearly_orthogonal() -> None:
+    rng = np.random.default_rng(4)
+    measured = analyze.frame_cosines(rng.normal(size=(3, 50, 400)), clips(rng.integers(0, 50, (20, 3, 30))))
+    assert measured["all"]["near_orthogonal"] > 0.99
+    assert abs(measured["all"]["mean"]) < 0.02
+
+
+def test_usage_of_one_code_and_of_all_codes_equally() -> None:
+    codes = np.stack([np.zeros((2, 8), int), np.tile(np.arange(8), (2, 1))], axis=1)
+    measured = analyze.usage(clips(codes), 16)
+    assert measured["perplexity"] == pytest.approx([1, 8])
+    assert measured["used"] == pytest.approx([1 / 16, 8 / 16])
+
+
+def probing(seed: int, count: int, classes: int = 4) -> Clips:
+    """Codebook 0 says which class it is, codebook 1 is noise."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, count)
+    informative = (labels[:, None] * 3 + rng.integers(0, 3, (count, 10))) % 12
+    codes = np.stack([informative, rng.integers(0, 12, (count, 10))], axis=1)
+    return clips(codes, [f"event {label}" for label in labels])
+
+
+def test_probe_reads_the_event_off_the_codebook_that_carries_it() -> None:
+    latents = np.random.default_rng(5).normal(size=(2, 12, 8))
+    train, test = probing(6, 300), probing(7, 200)
+    measured = analyze.analyze(latents, train, test, {})["probe"]
+    assert measured["accuracy"][0] > 0.95
+    low, high = measured["interval"][1]
+    assert low < 0.25 + 0.1
+    assert high > 0.25 - 0.1
+    assert measured["accuracy"][1] < 0.4
+    assert measured["trend"] == pytest.approx(-1)
+
+
+def test_clips_of_two_events_are_not_probed_and_unseen_events_are_counted() -> None:
+    latents = np.random.default_rng(8).normal(size=(2, 12, 8))
+    train, test = probing(9, 120), probing(10, 60)
+    labels = [None, "never trained", *list(test.labels)[2:]]
+    measured = analyze.analyze(latents, train, Clips(test.codes, test.num_frames, labels), {})["probe"]
+    assert (measured["test"], measured["left_out"]) == (58, 1)
+
+
+def test_logistic_is_exact_on_a_problem_with_a_known_optimum() -> None:
+    # Two points of opposite class at -1 and +1 (already white). The difference d of the two class weights minimises
+    # log(1 + exp(-d)) + decay * d**2 / 2, so d = 1 / (decay * (1 + exp(d))): solved below by bisection.
+    decay, low, high = 0.1, 0.0, 10.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if 1 / (1 + np.exp(middle)) > decay * middle else (low, middle)
+    logits = analyze.logistic(np.array([[-1.0], [1.0]]), np.array([0, 1]), np.array([[1.0]]), 2, decay)
+    assert logits[0, 1] - logits[0, 0] == pytest.approx(low, rel=1e-4)
+
+
+def test_loss_ratio_is_last_codebook_over_first() -> None:
+    measured = analyze.convergence({1: ([0, 10], [5.0, 4.0]), 0: ([0, 10], [5.0, 2.0])})
+    assert measured is not None
+    assert measured["codebooks"] == [0, 1]
+    assert (measured["final"], measured["mean"], measured["ratio"]) == ([2.0, 4.0], 3.0, 2.0)
+
+
+def test_analysis_without_loss_curves_says_so_with_none() -> None:
+    latents = np.random.default_rng(11).normal(size=(2, 12, 8))
+    analysis = analyze.analyze(latents, probing(12, 60), probing(13, 30), {})
+    assert analysis["loss"] is None
+    assert "convergence" not in analyze.draw(analysis)
+
+
+def test_wilson_interval_of_nine_in_ten() -> None:
+    # (0.9 + 1.92/10 ± 1.96 * sqrt(0.009 + 0.0096)) / 1.384, worked by hand
+    np.testing.assert_allclose(analyze.wilson(0.9, 10), (0.596, 0.982), atol=1e-3)
+
+
+def test_rank_correlation_with_ties() -> None:
+    assert analyze.rank_correlation([0, 1, 2, 3], [9, 5, 5, 1]) == pytest.approx(-0.9486833)
+    assert analyze.rank_correlation([0, 1, 2], [4, 4, 4]) == 0
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [(np.full((2, 3, 4), 1), "3 codebooks, the codec has 2"), (np.full((2, 2, 4), 9), "code 9.*up to 4")],
+)
+def test_codes_of_another_codec_are_refused(codes: np.ndarray, message: str) -> None:
+    latents = np.ones((2, 5, 3))
+    with pytest.raises(ValueError, match=message):
+        analyze.analyze(latents, clips(codes), clips(codes), {})
+
+
+def test_a_corpus_without_single_events_is_refused_with_the_reason() -> None:
+    latents = np.ones((2, 12, 3))
+    with pytest.raises(ValueError, match="at least 2 single events"):
+        analyze.analyze(latents, clips(np.zeros((2, 2, 4), int)), probing(1, 4), {})
+
+
+def test_the_same_input_gives_the_same_analysis() -> None:
+    latents = np.random.default_rng(14).normal(size=(2, 12, 8))
+    first, second = (analyze.analyze(latents, probing(15, 90), probing(16, 40), {}) for _ in range(2))
+    assert first == second
+
+
+def test_2500_clips_take_seconds() -> None:
+    rng = np.random.default_rng(17)
+    latents = rng.normal(size=(6, 256, 96)).astype(np.float32)
+    labels: list[str | None] = [f"event {i % 12}" for i in range(2500)]
+    corpus = clips(rng.integers(0, 256, (2500, 6, 80)).astype(np.uint16), labels)
+    start = time.perf_counter()
+    analyze.analyze(latents, corpus, corpus, {})
+    assert time.perf_counter() - start < 10
