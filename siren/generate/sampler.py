@@ -72,7 +72,7 @@ class Stream:
         for cache in self.inside:
             cache.length = 0
         z = torch.cat([hidden, (self.text.start + below)[:, None]], dim=1)
-        out = self.transformer.residual_decoder(z, self.inside)
+        out = self.transformer.residual_decoder(z, self.inside, skip=1)
         return out[:, -1] @ self.transformer.heads[0].T
 
     def extend(self, below: Float[Tensor, "B D"], j: int) -> Float[Tensor, "B V"]:
@@ -81,7 +81,7 @@ class Stream:
         return out[:, -1] @ self.transformer.heads[j].T
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample(
     model: Siren,
     states: Float[Tensor, "B L P"],

@@ -63,7 +63,10 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(dim, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=False)
         self.output = nn.Linear(dim, dim, bias=False)
 
-    def forward(self, x: Float[Tensor, "B T D"], cache: KeyValueCache | None = None) -> Float[Tensor, "B T D"]:
+    def forward(
+        self, x: Float[Tensor, "B T D"], cache: KeyValueCache | None = None, skip: int = 0
+    ) -> Float[Tensor, "B t D"]:
+        """Attention of the tokens from `skip` on, to all up to themselves: the first ones may serve as keys only."""
         batch, length, _ = x.shape
         heads = self.qkv(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
         q, k, v = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
@@ -71,11 +74,15 @@ class SelfAttention(nn.Module):
             # A cached call takes either the first tokens, which attend causally, or a single further one.
             assert length == 1 or cache.length == 0
             k, v = cache.append(k, v)
+        mask = None
+        if skip:
+            mask = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()[skip:]
         attended = F.scaled_dot_product_attention(
-            q,
+            q[:, :, skip:],
             k,
             v,
-            is_causal=length > 1,
+            attn_mask=mask,
+            is_causal=length > 1 and mask is None,
             dropout_p=self.dropout if self.training else 0.0,
             enable_gqa=self.num_kv_heads != self.num_heads,
         )
@@ -133,8 +140,10 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(dim, eps)
         self.feed_forward = FeedForward(dim, multiple_of, dropout)
 
-    def forward(self, x: Float[Tensor, "B T D"], cache: KeyValueCache | None = None) -> Float[Tensor, "B T D"]:
-        x = x + self.attention(self.attention_norm(x), cache)
+    def forward(
+        self, x: Float[Tensor, "B T D"], cache: KeyValueCache | None = None, skip: int = 0
+    ) -> Float[Tensor, "B t D"]:
+        x = x[:, skip:] + self.attention(self.attention_norm(x), cache, skip)
         return x + self.feed_forward(self.ffn_norm(x))
 
 

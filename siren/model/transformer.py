@@ -97,13 +97,17 @@ class ResidualTransformer(nn.Module):
         return self.temporal_norm(x)
 
     def residual_decoder(
-        self, z: Float[Tensor, "N n D"], caches: list[KeyValueCache] | None = None
-    ) -> Float[Tensor, "N n D"]:
-        """R: the short causal sequence inside one frame; every frame is an item of the batch."""
+        self, z: Float[Tensor, "F n D"], caches: list[KeyValueCache] | None = None, skip: int = 0
+    ) -> Float[Tensor, "F m D"]:
+        """R: the short causal sequence inside one frame; every frame is an item of the batch (F of them).
+
+        The first `skip` slots are read by the others and give no output, so the last block does not compute theirs.
+        """
         begin = caches[0].length if caches else 0
         place = self.frame_positions[begin : begin + z.shape[1]]
         for i, block in enumerate(self.decoder):
-            z = block(z + place, caches[i] if caches else None)
+            last = i + 1 == len(self.decoder)
+            z = block(z + place, caches[i] if caches else None, skip if last else 0)
         return self.decoder_norm(z)
 
     def forward(
@@ -116,8 +120,8 @@ class ResidualTransformer(nn.Module):
         x = torch.cat([self.start.expand(batch, 1, -1), everything[:, :-1]], dim=1)
         hidden = self.temporal_path(x, text)
         slots = [hidden] + [text.start[:, None] + a for a in accumulated]
-        z = self.residual_decoder(torch.stack(slots, dim=2).flatten(0, 1))  # [B·T, N+1, D]
-        logits = torch.einsum("bnd,nvd->bnv", z[:, 1:], self.heads)
+        z = self.residual_decoder(torch.stack(slots, dim=2).flatten(0, 1), skip=1)  # [B·T, N, D]
+        logits = torch.einsum("bnd,nvd->bnv", z, self.heads)
         return logits.unflatten(0, (batch, frames)).transpose(1, 2)
 
     def null_text(self, batch: int, width: int) -> tuple[Tensor, Tensor]:
