@@ -54,7 +54,9 @@ def _verb(function: Callable[..., Any]) -> Callable[..., None]:
 @app.command(rich_help_panel=PEOPLE)
 def generate(
     prompts: Annotated[list[str], typer.Argument(help="What to hear, one clip each.", metavar="PROMPT...")],
-    model: Annotated[str, typer.Option(help="A registry address, or the folder of a model.")] = "models:/siren@champion",
+    model: Annotated[
+        str, typer.Option(help="A registry address, or the folder of a model.")
+    ] = "models:/siren@champion",
     out: Annotated[Path, typer.Option(help="Folder for the WAV files and their JSON sidecars.")] = Path("generated"),
     seed: Annotated[int, typer.Option(help="Same seed, same sound.")] = 0,
 ) -> None:

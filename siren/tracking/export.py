@@ -1,7 +1,176 @@
-"""From the local records to MLflow (being written)."""
+"""The exporter: one background process per project that mirrors the local records of runs to MLflow.
 
+The first stage starts it, detached, unless one is alive (a lock on `.siren/exporter.lock` that the system releases
+with the process). It follows every unfinished record, sends what is new in batches, marks runs whose process died,
+waits out a server that does not answer, and leaves when nothing has happened for half a minute. What it has not sent
+when it leaves is sent by the next one, or by `siren track flush`. One process pays for importing mlflow, once for all
+stages, and no stage ever waits for a server.
+"""
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from siren.tracking import lineage, mirror, records
+from siren.tracking.run import RUNNING
+
+IDLE_SECONDS = 30.0  # without unfinished runs
+PATIENCE_SECONDS = 600.0  # with a store that does not answer, after the last stage has ended
+POLL_SECONDS = 1.0
+LONGEST_WAIT = 30.0  # between two tries of a store that does not answer
 
 
 def start(root: Path) -> None:
-    """Start the exporter of the project at `root` unless one is alive."""
+    """Start the exporter of the project at `root` unless one is alive. Takes milliseconds and never fails a stage."""
+    with exclusive(root) as free:
+        pass
+    if not free:
+        return
+    command = [sys.executable, "-m", "siren.tracking.export", str(root)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(root / ".siren" / "exporter.log", "a") as log:
+        subprocess.Popen(
+            command, cwd=root, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+
+
+def flush(root: Path, timeout: float = 120.0) -> int:
+    """Return when every record, as far as it goes by now, is in MLflow: the number of records.
+
+    Does the work here if no exporter is alive, else waits for it. Raises ValueError when the store does not answer
+    within `timeout` seconds; nothing is lost then, and a later flush continues.
+    """
+    deadline = time.monotonic() + timeout
+    exporter: Exporter | None = None
+    while True:
+        with exclusive(root) as mine:
+            if mine:
+                exporter = exporter or Exporter(root)
+                exporter.sweep()
+        waiting = [f for f in records.folders(root) if not records.caught_up(f)]
+        if not waiting:
+            break
+        if time.monotonic() > deadline:
+            why = f": {exporter.trouble}" if exporter and exporter.trouble else ""
+            raise ValueError(
+                f"{len(waiting)} runs could not be sent to MLflow within {timeout:.0f} s{why}; they are kept in "
+                f"{root / '.siren' / 'runs'}, and `siren track flush` sends them once the store answers"
+            )
+        time.sleep(0.2)
+    folders = records.folders(root)
+    if any(not records.read_state(folder)["done"] for folder in folders):
+        start(root)  # a stage that began meanwhile found the lock taken
+    return len(folders)
+
+
+class Exporter:
+    """Sweeps over the records of a project; remembers which are done, and when to try again where a store failed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.mirrors: dict[tuple[str, str], mirror.Mirror] = {}
+        self.waits: dict[str, tuple[float, float]] = {}  # store or record → (when to try again, seconds waited)
+        self.done: dict[str, dict[str, Any]] = {}  # records that need nothing more
+        self.seen: set[str] = set()
+        self.trouble = ""
+
+    def until_idle(self) -> None:
+        """Sweep until there is nothing to wait for any more, or a store has not answered for too long."""
+        busy = time.monotonic()  # when something was last unfinished
+        living = time.monotonic()  # when a stage or a pipeline was last alive
+        while time.monotonic() - busy < IDLE_SECONDS and time.monotonic() - living < PATIENCE_SECONDS:
+            unfinished, alive = self.sweep()
+            busy = time.monotonic() if unfinished else busy
+            living = time.monotonic() if alive or not unfinished else living
+            time.sleep(POLL_SECONDS)
+
+    def sweep(self) -> tuple[int, bool]:
+        """Send what is new. Returns how many records and pipelines are unfinished, and whether any process lives."""
+        unfinished, living = 0, False
+        found: list[dict[str, Any]] = []
+        for folder in records.folders(self.root):
+            self.seen.add(folder.name)
+            if folder.name in self.done:
+                found.append(self.done[folder.name])
+                continue
+            record, state = records.read_record(folder), records.read_state(folder)
+            found.append(record)
+            if not state["done"]:
+                self._attempt(record["store"], record["id"], self._advance, folder, record, state)
+            if state["done"]:
+                self.done[folder.name] = record
+            unfinished += not state["done"]
+            living |= record["status"] == RUNNING
+        for note in records.pipeline_notes(self.root):
+            stages = [r for r in found if r["pipeline"]["id"] == note["id"]]
+            if note["status"] == RUNNING or any(r["id"] not in self.done for r in stages):
+                self._attempt(note["store"], note["id"], self._settle, note, stages)
+                unfinished += note["status"] == RUNNING
+                living |= lineage.alive(note["process"])
+        return unfinished, living
+
+    def _advance(self, folder: Path, record: dict[str, Any], state: dict[str, Any]) -> None:
+        target = self._mirror(record["store"], record["experiment"])
+        target.export(folder, record, state)
+        if record["status"] != RUNNING and lineage.taken_over(self.root, record):
+            target.finish(folder, record, state)
+
+    def _settle(self, note: dict[str, Any], stages: list[dict[str, Any]]) -> None:
+        self._mirror(note["store"], note["experiment"]).settle(note, stages)
+
+    def _mirror(self, uri: str, experiment: str) -> mirror.Mirror:
+        if (uri, experiment) not in self.mirrors:
+            self.mirrors[uri, experiment] = mirror.Mirror(self.root, uri, experiment)
+        return self.mirrors[uri, experiment]
+
+    def _attempt(self, uri: str, item: str, action: Callable[..., None], *arguments: Any) -> None:
+        """Do it, unless it or the store at `uri` failed a moment ago. A failure is waited out, longer each time."""
+        if any(time.monotonic() < self.waits.get(key, (0.0, 0.0))[0] for key in (uri, item)):
+            return
+        try:
+            action(*arguments)
+            self.waits.pop(uri, None)
+            self.waits.pop(item, None)
+        except Exception as error:  # whatever a store, a network or a proxy may raise
+            key = uri if mirror.unreachable(error) else item
+            wait = min(LONGEST_WAIT, max(1.0, 2 * self.waits.get(key, (0.0, 0.0))[1]))
+            self.waits[key] = (time.monotonic() + wait, wait)
+            self.trouble = f"{item}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            print(f"{time.strftime('%F %T')} {self.trouble}; again in {wait:.0f} s", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def exclusive(root: Path) -> Iterator[bool]:
+    """Whether this process now is the project's only exporter; the lock goes with the block, or with the process."""
+    path = root / ".siren" / "exporter.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def main(root: Path) -> None:
+    """The exporter's process. A stage that starts while this one is leaving still finds the lock taken: look again."""
+    while True:
+        with exclusive(root) as mine:
+            if not mine:
+                return
+            exporter = Exporter(root)
+            exporter.until_idle()
+        if all(folder.name in exporter.seen for folder in records.folders(root)):
+            return
+
+
+if __name__ == "__main__":
+    os.nice(10)
+    main(Path(sys.argv[1]))

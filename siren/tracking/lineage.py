@@ -52,7 +52,7 @@ def lock_tags(folder: Path, stage: str) -> dict[str, str]:
     if not lock.is_file():
         return {}
     content = lock.read_bytes()
-    stages = (yaml.safe_load(content) or {}).get("stages", {})
+    stages = _locked(folder)
     made = {out["path"]: _hash(out) for entry in stages.values() for out in entry.get("outs", [])}
     tags = {"dvc.lock": hashlib.sha256(content).hexdigest()}
     for dep in _dependencies(folder, stage, stages):
@@ -62,11 +62,29 @@ def lock_tags(folder: Path, stage: str) -> dict[str, str]:
     return tags
 
 
-def out_tags(folder: Path, stage: str) -> dict[str, str]:
-    """The hash of each output of `stage`, after DVC has written them to dvc.lock."""
-    lock = folder / "dvc.lock"
-    entry = ((yaml.safe_load(lock.read_bytes()) or {}) if lock.is_file() else {}).get("stages", {}).get(stage, {})
+def out_tags(folder: Path, record: dict[str, Any]) -> dict[str, str]:
+    """The hash of each output of a finished run, from the entry of its stage in dvc.lock.
+
+    Empty when that entry is about other inputs than the run's: then DVC was stopped before it took the outputs over.
+    """
+    entry = _locked(folder).get(record["name"], {})
+    inputs = {f"data.in.{dep['path']}": _hash(dep) for dep in entry.get("deps", [])}
+    if any(record["tags"].get(key, digest) != digest for key, digest in inputs.items()):
+        return {}
     return {f"data.out.{out['path']}": _hash(out) for out in entry.get("outs", [])}
+
+
+def taken_over(folder: Path, record: dict[str, Any]) -> bool:
+    """Whether dvc.lock says by now what became of a run that has ended, as far as it ever will."""
+    if record["status"] != "FINISHED" or not alive(record["dvc"]):
+        return True
+    lock = folder / "dvc.lock"
+    return lock.is_file() and lock.stat().st_mtime * 1000 > record["ended"]
+
+
+def _locked(folder: Path) -> dict[str, Any]:
+    lock = folder / "dvc.lock"
+    return dict((yaml.safe_load(lock.read_bytes()) or {}).get("stages", {})) if lock.is_file() else {}
 
 
 def _dependencies(folder: Path, stage: str, locked: dict[str, Any]) -> list[str]:
@@ -82,25 +100,23 @@ def _hash(entry: dict[str, Any]) -> str:
     return str(entry.get("md5") or entry.get("hash") or "")
 
 
-def pipeline() -> dict[str, Any]:
-    """The pipeline execution this process belongs to: id, kind, and pid and start time of its process if it has one."""
+def pipeline(dvc: dict[str, Any] | None) -> dict[str, Any]:
+    """The pipeline execution this process belongs to: its id, kind, and the process it ends with, if that is known."""
     named = os.environ.get("SIREN_PIPELINE")
     if named:
         return {"id": named, "kind": "flow", "process": None}
-    dvc = _ancestor("dvc")
     if dvc is not None:
         return {"id": f"dvc-{dvc['pid']}-{int(dvc['started'])}", "kind": "dvc", "process": dvc}
     return {"id": None, "kind": "standalone", "process": None}
 
 
-def _ancestor(program: str) -> dict[str, Any] | None:
-    """Pid and start time of the nearest process above this one that is `program`, run directly or by python."""
+def ancestor(program: str) -> dict[str, Any] | None:
+    """The nearest process above this one that is `program`, run directly or by python."""
     import psutil
 
     for parent in psutil.Process().parents():
         try:
-            words = parent.cmdline()[:3]
-            if any(Path(word).name == program for word in words):
+            if any(Path(word).name == program for word in parent.cmdline()[:3]):
                 return process(parent.pid)
         except psutil.Error:
             continue
@@ -114,10 +130,12 @@ def process(pid: int) -> dict[str, Any]:
     return {"pid": pid, "started": round(psutil.Process(pid).create_time(), 2)}
 
 
-def alive(known: dict[str, Any]) -> bool:
-    """Whether the process that `process()` described still runs (a zombie does not)."""
+def alive(known: dict[str, Any] | None) -> bool:
+    """Whether the process that `process()` described still runs (a zombie does not); None never does."""
     import psutil
 
+    if known is None:
+        return False
     try:
         found = psutil.Process(known["pid"])
         same = abs(found.create_time() - known["started"]) < 1.0

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from siren.config import Config, flatten, to_dict
-from siren.tracking import lineage
+from siren.tracking import lineage, store
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,7 +122,10 @@ def stage(name: str, config: Config, sections: Sequence[str] = ()) -> Iterator[R
         "started": _now(),
         "host": socket.gethostname(),
         "process": lineage.process(os.getpid()),
-        "pipeline": lineage.pipeline(),
+        "dvc": (dvc := lineage.ancestor("dvc")),
+        "pipeline": lineage.pipeline(dvc),
+        "store": store.address(root),
+        "experiment": store.experiment_name(),
         "tags": tags,
         "params": chosen,
         "settings": settings,

@@ -1,0 +1,204 @@
+"""One local record as MLflow runs: a child for the stage, under a parent for the pipeline execution.
+
+Everything can be repeated: runs are found by a tag before they are made, what was sent is noted in `export.json`
+beside the record after it was sent, and MLflow keeps one copy of a point that is sent twice. So an exporter that dies
+anywhere leaves nothing missing and nothing double.
+"""
+
+import getpass
+import json
+import os
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from siren.tracking import lineage, records, spectrogram, store
+from siren.tracking.run import FAILED, FINISHED, RUNNING
+
+LIMITS = {"metrics": 500, "params": 100, "tags": 100}  # entries of one request
+PERMANENT = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")  # sending it again will not help
+
+
+class Mirror:
+    """One MLflow store and experiment. Methods raise MLflow's errors when it cannot be reached; the caller retries."""
+
+    def __init__(self, root: Path, uri: str, experiment: str) -> None:
+        self.root, self.uri = root, uri
+        self.client = store.connect(uri)
+        self.experiment = store.experiment(self.client, root, uri, experiment)
+
+    def export(self, folder: Path, record: dict[str, Any], state: dict[str, Any]) -> None:
+        """Send what is new in a record; `state` is brought up to date and saved after each thing that was sent.
+
+        Where the store no longer knows the run (a database was replaced), the record is sent again from its start.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._send(folder, record, state)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                state.update(records.forget(self.root, folder, record))
+            raise
+
+    def _send(self, folder: Path, record: dict[str, Any], state: dict[str, Any]) -> None:
+        if not state["mlflow_run"]:
+            parent = self.pipeline(record)
+            state["mlflow_run"] = self._open(
+                identity=record["id"],
+                name=record["name"],
+                started=record["started"],
+                tags={**record["tags"], "pipeline": record["pipeline"]["id"] or "", "mlflow.parentRunId": parent},
+                params=record["params"],
+            )
+            records.save_state(folder, state)
+        self._send_metrics(folder, record, state)
+        self._send_files(folder, state)
+        if record["status"] != state["status"]:
+            self._close(state["mlflow_run"], record)
+            state["status"] = record["status"]
+            records.save_state(folder, state)
+
+    def finish(self, folder: Path, record: dict[str, Any], state: dict[str, Any]) -> None:
+        """Add what is known only after DVC has taken the outputs over: their hashes."""
+        if record["status"] == FINISHED and record["dvc"]:
+            self._tag(state["mlflow_run"], lineage.out_tags(self.root, record))
+        state["done"] = True
+        records.save_state(folder, state)
+
+    def pipeline(self, record: dict[str, Any]) -> str:
+        """The MLflow run of the pipeline execution that `record` belongs to, made at its first stage; '' if alone."""
+        known = record["pipeline"]
+        if known["id"] is None:
+            return ""
+        note = records.pipeline_note(self.root, known["id"])
+        if note is None:
+            tags = record["tags"]
+            commit = tags.get("git.commit", "no commit")[:7] + ("+" if tags.get("git.dirty") == "true" else "")
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(record["started"] / 1000))
+            shared = {k: v for k, v in tags.items() if k == "scale" or k.startswith("git.")}
+            opened = self._open(
+                identity=known["id"],
+                name=f"{tags['scale']} {commit} {when}",
+                started=record["started"],
+                tags={**shared, "stage": "pipeline", "pipeline": known["id"]},
+                params=record["settings"],
+            )
+            where = {"store": record["store"], "experiment": record["experiment"]}
+            note = {**known, **where, "mlflow_run": opened, "status": RUNNING}
+            records.save_pipeline(self.root, note)
+        return str(note["mlflow_run"])
+
+    def settle(self, note: dict[str, Any], stages: list[dict[str, Any]]) -> None:
+        """Bring the status of a pipeline's run up to date with its stages: the last try of each stage counts."""
+        latest = {r["name"]: r for r in sorted(stages, key=lambda r: r["started"])}
+        statuses = {r["status"] for r in latest.values()}
+        running = RUNNING in statuses or lineage.alive(note["process"])
+        status = RUNNING if running else FAILED if FAILED in statuses else FINISHED
+        if status != note["status"]:
+            ended = max((r["ended"] for r in stages if r["status"] != RUNNING), default=None)
+            self._close(note["mlflow_run"], {"status": status, "ended": ended})
+            if status != RUNNING:
+                self._tag(note["mlflow_run"], lineage.lock_tags(self.root, ""))
+            note["status"] = status
+            records.save_pipeline(self.root, note)
+
+    def _open(self, identity: str, name: str, started: int, tags: dict[str, str], params: dict[str, Any]) -> str:
+        from mlflow.entities import Param
+
+        found = self.client.search_runs([self.experiment], f"tags.`siren.id` = '{identity}'", max_results=1)
+        if found:
+            opened = found[0].info.run_id
+        else:
+            own = {
+                "siren.id": identity,
+                "mlflow.source.name": f"siren {name}",
+                "mlflow.source.type": "LOCAL",
+                "mlflow.source.git.commit": tags.get("git.commit", ""),
+                "mlflow.user": getpass.getuser(),
+            }
+            kept = {_key(k): str(v)[:5000] for k, v in {**own, **tags}.items() if v}
+            made = self.client.create_run(self.experiment, start_time=started, tags=kept, run_name=name)
+            opened = made.info.run_id
+        self._put(opened, "params", [Param(_key(k), str(v)[:5000]) for k, v in params.items()])
+        return str(opened)
+
+    def _close(self, run: str, record: dict[str, Any]) -> None:
+        if record["status"] == RUNNING:
+            self.client.update_run(run, status=RUNNING)
+            return
+        if record.get("error"):
+            self._tag(run, {"error": record["error"]})
+        self.client.set_terminated(run, record["status"], record["ended"])
+
+    def _tag(self, run: str, tags: dict[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self._put(run, "tags", [RunTag(_key(k), v[:5000]) for k, v in tags.items()])
+
+    def _put(self, run: str, kind: str, entries: list[Any]) -> None:
+        """Send entries in batches. One that MLflow will never take is named in the log, and stays in the record."""
+        from mlflow.exceptions import MlflowException
+
+        for first in range(0, len(entries), LIMITS[kind]):
+            batch = entries[first : first + LIMITS[kind]]
+            try:
+                self.client.log_batch(run, **{kind: batch})
+            except MlflowException as error:
+                if error.error_code not in PERMANENT:
+                    raise
+                if len(batch) == 1:
+                    print(f"not taken by MLflow: {kind} {batch[0].key} of {run}: {error.message}", flush=True)
+                else:
+                    for entry in batch:
+                        self._put(run, kind, [entry])
+
+    def _send_metrics(self, folder: Path, record: dict[str, Any], state: dict[str, Any]) -> None:
+        for lines, end in records.batches(folder / "metrics.jsonl", state["offset"]):
+            entries = [json.loads(line) for line in lines]
+            self._log(state["mlflow_run"], entries, "")
+            summaries = [e for e in entries if e["step"] is None]
+            parent = self.pipeline(record)
+            if parent and summaries:
+                self._log(parent, summaries, f"{record['name']}/")
+            state["offset"] = end
+            records.save_state(folder, state)
+
+    def _log(self, run: str, entries: list[dict[str, Any]], prefix: str) -> None:
+        from mlflow.entities import Metric
+
+        points = [
+            Metric(_key(prefix + name), value, entry["time"], entry["step"] or 0)
+            for entry in entries
+            for name, value in entry["metrics"].items()
+        ]
+        self._put(run, "metrics", points)
+
+    def _send_files(self, folder: Path, state: dict[str, Any]) -> None:
+        root = folder / "artifacts"
+        for file in records.artifact_files(folder):
+            if file in state["files"]:
+                continue
+            place = os.path.dirname(file) or None
+            self.client.log_artifact(state["mlflow_run"], str(root / file), place)
+            if file.endswith(".wav"):
+                with tempfile.TemporaryDirectory() as scratch:
+                    picture = Path(scratch) / f"{Path(file).stem}.png"
+                    spectrogram.draw(root / file, picture)
+                    self.client.log_artifact(state["mlflow_run"], str(picture), place)
+            state["files"].append(file)
+            records.save_state(folder, state)
+
+
+def _key(name: str) -> str:
+    """`name` in the characters that MLflow allows."""
+    return re.sub(r"[^\w.\- :/]", "-", name)
+
+
+def unreachable(error: Exception) -> bool:
+    """Whether an error is about the store as a whole rather than about what was sent."""
+    from mlflow.exceptions import MlflowException
+
+    return isinstance(error, OSError) or (isinstance(error, MlflowException) and error.error_code not in PERMANENT)

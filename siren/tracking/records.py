@@ -1,0 +1,110 @@
+"""The local records of runs as their reader sees them: what they hold, and how much of it has been sent.
+
+Beside a record lies `export.json`: its MLflow run, the byte offset in `metrics.jsonl`, the files sent, the status sent.
+Pipeline executions have a note each in `.siren/pipelines/`.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from siren.tracking import lineage
+from siren.tracking.run import FAILED, RUNNING, write_json
+
+UNSENT = {"mlflow_run": None, "offset": 0, "status": RUNNING, "done": False}
+BATCH = 500  # lines of metrics.jsonl sent at once
+
+
+def folders(root: Path) -> list[Path]:
+    """The folders of all local records, oldest first."""
+    return sorted(p.parent for p in (root / ".siren" / "runs").glob("*/run.json"))
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """A run's record; one whose process died without a word is marked FAILED first, on disk."""
+    record: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    here = record["host"] == os.uname().nodename
+    if record["status"] == RUNNING and here and not lineage.alive(record["process"]):
+        record = json.loads((folder / "run.json").read_text())  # it may have ended well between the two looks
+        if record["status"] == RUNNING:
+            ended = int(max(p.stat().st_mtime for p in folder.iterdir()) * 1000)
+            record.update(status=FAILED, ended=ended, error="the process ended without a word (killed?)")
+            write_json(folder / "run.json", record)
+    return record
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """How much of a record has been sent."""
+    path = folder / "export.json"
+    if path.is_file():
+        return dict(json.loads(path.read_text()))
+    return dict(UNSENT, files=[])
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    write_json(folder / "export.json", state)
+
+
+def forget(root: Path, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Forget that anything of a record was sent, and the run of its pipeline. Returns the state after that."""
+    (folder / "export.json").unlink(missing_ok=True)
+    if record["pipeline"]["id"] is not None:
+        _pipeline_path(root, record["pipeline"]["id"]).unlink(missing_ok=True)
+    return read_state(folder)
+
+
+def caught_up(folder: Path) -> bool:
+    """Whether all that a record holds by now has been sent."""
+    state = read_state(folder)
+    behind = any(True for _ in batches(folder / "metrics.jsonl", state["offset"]))
+    files = set(artifact_files(folder)) - set(state["files"])
+    status = json.loads((folder / "run.json").read_text())["status"]
+    return bool(state["mlflow_run"]) and not behind and not files and status == state["status"]
+
+
+def artifact_files(folder: Path) -> list[str]:
+    """Names of the whole files of a record; a name that begins with a dot is still being written."""
+    root = folder / "artifacts"
+    files = (p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
+    return sorted(p.relative_to(root).as_posix() for p in files)
+
+
+def pipeline_note(root: Path, identity: str) -> dict[str, Any] | None:
+    """What is known of a pipeline execution: its MLflow run, its process, the status last sent."""
+    path = _pipeline_path(root, identity)
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def pipeline_notes(root: Path) -> list[dict[str, Any]]:
+    """All pipeline executions known here."""
+    return [json.loads(path.read_text()) for path in sorted((root / ".siren" / "pipelines").glob("*.json"))]
+
+
+def save_pipeline(root: Path, note: dict[str, Any]) -> None:
+    path = _pipeline_path(root, note["id"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, note)
+
+
+def _pipeline_path(root: Path, identity: str) -> Path:
+    return root / ".siren" / "pipelines" / f"{re.sub(r'[^A-Za-z0-9_.-]', '-', identity)}.json"
+
+
+def batches(path: Path, offset: int) -> "Iterator[tuple[list[bytes], int]]":
+    """Whole lines of a growing file from `offset` on, in batches, each with the offset after it."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        lines: list[bytes] = []
+        for line in file:
+            if not line.endswith(b"\n"):  # still being written, or its writer was killed
+                break
+            lines.append(line)
+            offset += len(line)
+            if len(lines) == BATCH:
+                yield lines, offset
+                lines = []
+        if lines:
+            yield lines, offset
