@@ -74,7 +74,10 @@ def _riff_size(path: Path) -> int | None:
 
 
 def write(path: str | Path, wav: np.ndarray, sample_rate: int, subtype: str = "PCM_16") -> None:
-    """Write [S] or [C, S] to a file whose format its suffix names (.wav, .flac). Subtypes are soundfile's."""
+    """Write [S] or [C, S] to a file whose format its suffix names (.wav, .flac). Subtypes are soundfile's.
+
+    The same samples give the same bytes, at any time.
+    """
     import soundfile
 
     wav = np.asarray(wav)
@@ -82,6 +85,17 @@ def write(path: str | Path, wav: np.ndarray, sample_rate: int, subtype: str = "P
         raise ValueError(f"a waveform is [S] or [C, S], not of shape {wav.shape}")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, wav.T if wav.ndim == 2 else wav, sample_rate, subtype=subtype)
+    if subtype in ("FLOAT", "DOUBLE"):
+        _forget_time(Path(path))
+
+
+def _forget_time(path: Path) -> None:
+    """libsndfile stamps float files with the time of writing (in the PEAK chunk, after its name, size and version)."""
+    with path.open("r+b") as file:
+        place = file.read(256).find(b"PEAK")
+        if place >= 0:
+            file.seek(place + 12)
+            file.write(bytes(4))
 
 
 def to_mono(wav: np.ndarray) -> np.ndarray:

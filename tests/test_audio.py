@@ -24,6 +24,29 @@ def test_a_wav_comes_back_as_channels_by_samples(tmp_path: Path, subtype: str) -
     np.testing.assert_allclose(back, wav, atol=1e-4)
 
 
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT", "DOUBLE"])
+def test_the_same_samples_give_the_same_bytes_later(
+    tmp_path: Path, subtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stamped = []
+    forget = audio._forget_time
+
+    def later(path: Path) -> None:  # as libsndfile would have stamped it at another time
+        data = bytearray(path.read_bytes())
+        place = data.find(b"PEAK")
+        if place >= 0:
+            data[place + 12 : place + 16] = b"\x12\x34\x56\x78"
+            stamped.append(path)
+            path.write_bytes(data)
+        forget(path)
+
+    audio.write(tmp_path / "a.wav", tone(), RATE, subtype)
+    monkeypatch.setattr(audio, "_forget_time", later)
+    audio.write(tmp_path / "b.wav", tone(), RATE, subtype)
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+    assert len(stamped) == (1 if subtype == "FLOAT" or subtype == "DOUBLE" else 0)
+
+
 def truncate(path: Path) -> None:
     audio.write(path, tone(), RATE)
     path.write_bytes(path.read_bytes()[:5000])
