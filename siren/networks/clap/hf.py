@@ -1,0 +1,81 @@
+"""CLAP as transformers' `ClapModel`: the default backend. Offline, and without torchaudio."""
+
+import torch
+from torch import nn
+
+from siren.networks.clap.architecture import Architecture
+from siren.networks.clap.features import LogMel
+from siren.networks.clap.names import BUFFERS, check
+from siren.networks.clap.protocol import Clap
+from siren.networks.text import Tokenizer
+from siren.shapes import Bool, Float, Int
+
+MAX_LOGIT_SCALE = 100.0
+
+
+class TransformersClap(Clap):
+    """Needs transformers only."""
+
+    backend = "transformers"
+
+    def __init__(self, arch: Architecture, tokenizer: Tokenizer, sample_rate: int) -> None:
+        super().__init__(arch, tokenizer, sample_rate)
+        self.features = LogMel(arch)
+        self.model = clap_model(arch, tokenizer)
+
+    @property
+    def logit_scale(self) -> torch.Tensor:
+        scale: torch.Tensor = self.model.logit_scale_t
+        return scale.exp().clamp(max=MAX_LOGIT_SCALE)
+
+    def _text(
+        self, ids: Int[torch.Tensor, "B L"], mask: Bool[torch.Tensor, "B L"]
+    ) -> tuple[Float[torch.Tensor, "B L P"], Float[torch.Tensor, "B E"]]:
+        output = self.model.text_model(input_ids=ids, attention_mask=mask.long())
+        return output.last_hidden_state, self.model.text_projection(output.pooler_output)
+
+    def _audio(self, wav: Float[torch.Tensor, "B S"]) -> Float[torch.Tensor, "B E"]:
+        pooled = self.model.audio_model(input_features=self.features(wav)).pooler_output
+        projected: torch.Tensor = self.model.audio_projection(pooled)
+        return projected
+
+    def canonical_state(self) -> dict[str, torch.Tensor]:
+        return {k: v for k, v in self.model.state_dict().items() if not k.endswith(BUFFERS)}
+
+    def load_canonical(self, state: dict[str, torch.Tensor]) -> None:
+        check(state, self.canonical_state(), "the CLAP weights")
+        self.model.load_state_dict(state, strict=False)
+
+
+def clap_model(arch: Architecture, tokenizer: Tokenizer) -> nn.Module:
+    """An untrained `ClapModel` of this size; its random start is torch's generator's."""
+    from transformers import ClapConfig, ClapModel
+
+    text = {
+        "vocab_size": arch.vocab_size,
+        "hidden_size": arch.text_width,
+        "num_hidden_layers": arch.text_layers,
+        "num_attention_heads": arch.text_heads,
+        "intermediate_size": arch.text_ffn,
+        "max_position_embeddings": arch.max_positions,
+        "layer_norm_eps": arch.text_norm_eps,
+        "hidden_dropout_prob": arch.dropout,
+        "attention_probs_dropout_prob": arch.dropout,
+        "pad_token_id": tokenizer.pad_id,
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+    }
+    audio = {
+        "spec_size": arch.spec_size,
+        "num_mel_bins": arch.mel_bands,
+        "patch_size": arch.patch,
+        "patch_stride": [arch.patch, arch.patch],
+        "patch_embeds_hidden_size": arch.width,
+        "hidden_size": arch.audio_width,
+        "depths": list(arch.depths),
+        "num_attention_heads": list(arch.heads),
+        "window_size": arch.window,
+        "hidden_dropout_prob": arch.dropout,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    return ClapModel(ClapConfig(text_config=text, audio_config=audio, projection_dim=arch.embed_dim))

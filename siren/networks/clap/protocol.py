@@ -1,0 +1,93 @@
+"""What a CLAP is to the rest of the pipeline, whichever library computes it.
+
+`text_states` conditions the language model: the last hidden states of every token, not the pooled projection.
+`embed_text` and `embed_audio` live on the unit sphere, where their product is the score of a pair. A backend adds
+the two towers (`_text`, `_audio`) and the names of its weights; everything saved has transformers' names.
+
+Shapes: B batch · S samples · L text length · P text width · E embedding width.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+
+import torch
+from torch import nn
+
+from siren.networks import store
+from siren.networks.clap.architecture import Architecture
+from siren.networks.clap.features import windows
+from siren.networks.resample import resample
+from siren.networks.text import Tokenizer
+from siren.shapes import Bool, Float, Int
+
+
+class Clap(nn.Module, ABC):
+    """`sample_rate` is that of the waveforms it is given, not the network's own: `embed_audio` resamples."""
+
+    backend: str
+
+    def __init__(self, arch: Architecture, tokenizer: Tokenizer, sample_rate: int) -> None:
+        super().__init__()
+        if tokenizer.vocab_size > arch.vocab_size:
+            raise ValueError(
+                f"the tokeniser has {tokenizer.vocab_size} tokens, the text tower {arch.vocab_size}: they do not fit"
+            )
+        self.arch, self.tokenizer = arch, tokenizer
+        self.sample_rate, self.text_width, self.embed_dim = sample_rate, arch.text_width, arch.embed_dim
+
+    def text_states(
+        self, captions: list[str]
+    ) -> tuple[Float[torch.Tensor, "B L P"], Bool[torch.Tensor, "B L"]]:
+        """Last hidden states of every token and which of them are tokens; the others are zero."""
+        ids, mask = self._tokens(captions)
+        states, _ = self._text(ids, mask)
+        return states * mask[..., None], mask
+
+    def embed_text(self, captions: list[str]) -> Float[torch.Tensor, "B E"]:
+        """Captions on the unit sphere."""
+        _, embedding = self._text(*self._tokens(captions))
+        return nn.functional.normalize(embedding, dim=-1)
+
+    def embed_audio(self, wav: Float[torch.Tensor, "B S"]) -> Float[torch.Tensor, "B E"]:
+        """Waveforms at `sample_rate`, full scale 1.0, on the unit sphere; the mean of the windows of a long clip."""
+        if wav.ndim != 2:
+            raise ValueError(f"waveforms must be [B, S], not of shape {list(wav.shape)}")
+        cut = windows(resample(wav, self.sample_rate, self.arch.sample_rate), self.arch.max_samples)
+        batch, count, samples = cut.shape
+        embedding = self._audio(cut.reshape(batch * count, samples))
+        embedding = nn.functional.normalize(embedding, dim=-1).reshape(batch, count, -1).mean(dim=1)
+        return nn.functional.normalize(embedding, dim=-1)
+
+    def text_fingerprint(self) -> str:
+        """SHA-256 over the text tower and its tokeniser: equal where the same caption has the same states."""
+        text = {k: v for k, v in self.canonical_state().items() if k.startswith("text_model.")}
+        tokens = hashlib.sha256(self.tokenizer.data.encode()).hexdigest()
+        return hashlib.sha256(f"{store.fingerprint(text)} {tokens}".encode()).hexdigest()
+
+    def _tokens(self, captions: list[str]) -> tuple[Int[torch.Tensor, "B L"], Bool[torch.Tensor, "B L"]]:
+        ids, mask = self.tokenizer(captions, self.arch.max_tokens)
+        device = self.logit_scale.device
+        return ids.to(device), mask.to(device)
+
+    @property
+    @abstractmethod
+    def logit_scale(self) -> torch.Tensor:
+        """What cosines are multiplied with in the contrastive loss (a learned inverse temperature). []"""
+
+    @abstractmethod
+    def _text(
+        self, ids: Int[torch.Tensor, "B L"], mask: Bool[torch.Tensor, "B L"]
+    ) -> tuple[Float[torch.Tensor, "B L P"], Float[torch.Tensor, "B E"]]:
+        """Last hidden states and the projected pooled state, not normalised."""
+
+    @abstractmethod
+    def _audio(self, wav: Float[torch.Tensor, "B S"]) -> Float[torch.Tensor, "B E"]:
+        """Projected embedding of clips of exactly `arch.max_samples` at the network's own rate, not normalised."""
+
+    @abstractmethod
+    def canonical_state(self) -> dict[str, torch.Tensor]:
+        """The weights under transformers' names."""
+
+    @abstractmethod
+    def load_canonical(self, state: dict[str, torch.Tensor]) -> None:
+        """Take weights under transformers' names. Raises ValueError naming what is missing, extra or misshapen."""

@@ -1,0 +1,99 @@
+"""Published CLAPs: by hub name or folder (transformers' layout), or a laion_clap checkpoint file.
+
+Tried here on small models in the same layouts; the published weights themselves have not been run here, because they
+need a network. Only models without feature fusion: fusion serves clips longer than ten seconds, and neither training
+nor reward ever has one.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from siren.networks.clap.architecture import HTSAT_TINY_48K, Architecture
+from siren.networks.clap.names import to_transformers
+from siren.networks.clap.protocol import Clap
+from siren.networks.text import FILE, Tokenizer
+
+SUFFIXES = (".pt", ".pth", ".bin")
+
+
+def load_published(name: str, backend: type[Clap], sample_rate: int) -> Clap:
+    """A published CLAP for waveforms at `sample_rate`, e.g. `laion/larger_clap_general`, frozen.
+
+    Raises ValueError for a model with feature fusion, for a checkpoint that holds more than tensors, and where the
+    weights do not fit.
+    """
+    arch, tokenizer, state = _checkpoint(Path(name)) if name.endswith(SUFFIXES) else _hub(name)
+    clap = backend(arch, tokenizer, sample_rate)
+    clap.load_canonical(state)
+    return clap.requires_grad_(False).eval()
+
+
+def _hub(name: str) -> tuple[Architecture, Tokenizer, dict[str, torch.Tensor]]:
+    from transformers import ClapFeatureExtractor, ClapModel
+
+    model = ClapModel.from_pretrained(name, dtype=torch.float32)
+    if model.config.audio_config.enable_fusion:
+        raise ValueError(f"{name} uses feature fusion; name one without, such as laion/larger_clap_general")
+    extractor = ClapFeatureExtractor.from_pretrained(name)
+    arch = architecture_of(model.config, extractor)
+    return arch, Tokenizer.published(name), model.state_dict()
+
+
+def architecture_of(config: Any, extractor: Any) -> Architecture:
+    """A `ClapConfig` and a `ClapFeatureExtractor` as our `Architecture`."""
+    text, audio = config.text_config, config.audio_config
+    patch = audio.patch_size if isinstance(audio.patch_size, int) else audio.patch_size[0]
+    if [patch, patch] != list(audio.patch_stride):
+        raise ValueError(f"patch_stride {list(audio.patch_stride)} differs from patch_size {patch}: not supported")
+    return Architecture(
+        sample_rate=extractor.sampling_rate,
+        max_seconds=float(extractor.max_length_s),
+        n_fft=extractor.fft_window_size,
+        hop=extractor.hop_length,
+        mel_bands=audio.num_mel_bins,
+        fmin=float(extractor.frequency_min),
+        fmax=float(extractor.frequency_max),
+        spec_size=audio.spec_size,
+        patch=patch,
+        width=audio.patch_embeds_hidden_size,
+        depths=tuple(audio.depths),
+        heads=tuple(audio.num_attention_heads),
+        window=audio.window_size,
+        vocab_size=text.vocab_size,
+        text_width=text.hidden_size,
+        text_layers=text.num_hidden_layers,
+        text_heads=text.num_attention_heads,
+        text_ffn=text.intermediate_size,
+        max_tokens=min(77, text.max_position_embeddings - 2),
+        max_positions=text.max_position_embeddings,
+        text_norm_eps=text.layer_norm_eps,
+        embed_dim=config.projection_dim,
+        dropout=float(text.hidden_dropout_prob),
+    )
+
+
+def _checkpoint(path: Path) -> tuple[Architecture, Tokenizer, dict[str, torch.Tensor]]:
+    """A checkpoint of laion_clap's HTSAT-tiny (630k-audioset-best.pt), its RoBERTa tokenizer.json beside it."""
+    data = load_tensors(path)
+    tokenizer = Tokenizer.load(path.parent) if (path.parent / FILE).is_file() else Tokenizer.published("roberta-base")
+    return HTSAT_TINY_48K, tokenizer, to_transformers(data.get("state_dict", data))
+
+
+def load_tensors(path: str | Path) -> dict[str, Any]:
+    """A checkpoint file read without unpickling code: safetensors, or torch's own with tensors and plain data only."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no weights at {path}; download them there, or set `weights: null` to train here")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    try:
+        data: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle's own exceptions differ between torch versions
+        raise ValueError(
+            f"{path} holds more than tensors, and nothing is unpickled here ({error}); convert it to safetensors"
+        ) from error
+    return data
