@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from siren.config import Sampling
-from siren.randomness import draw, uniforms
 from siren.model.blocks import KeyValueCache
 from siren.model.siren import Siren
 from siren.model.transformer import ResidualTransformer, Text
+from siren.randomness import draw, uniforms
 from siren.shapes import Bool, Float, Int
 
 Progress = Callable[[Iterable[int]], Iterable[int]]

@@ -30,6 +30,9 @@ class CodecTables:
     def codebook_size(self) -> int:
         return self.rows.shape[1]
 
+    def to(self, device: str) -> "CodecTables":
+        return CodecTables(self.rows.to(device), self.weight.to(device), self.bias.to(device))
+
     def latents(self) -> Float[Tensor, "K V latent"]:
         """The latent vector of every code."""
         return torch.einsum("kvc,klc->kvl", self.rows, self.weight) + self.bias[:, None]

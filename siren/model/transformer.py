@@ -8,7 +8,7 @@ codebooks, a temporal path F over frames, a residual decoder R inside a frame, a
     z[t] = [h[t], b[t], b[t] + E_first[t], …]                  b = start of R + Σ_{k<first} E_k  (Eq. 5)
     logits of codebook first + j at frame t: head_j(norm(R(z[t])))[j + 1]
 
-R's start is the projected mean text state (`prompt`, what the authors published) or a learned vector (`learned`, Eq. 5).
+R's start is the projected mean text state (`prompt`, as the authors published) or a learned vector (`learned`, Eq. 5).
 """
 
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class ResidualTransformer(nn.Module):
             raise ValueError(f"{total} codebooks cannot be shared out evenly among {count} transformers")
         self.index, self.group = index, total // count
         self.first = index * self.group
-        self.config = config
+        self.config, self.text_width = config, text_width
         dim = config.dim
         tables = tables.normalised() if config.normalise_codes else tables
         self.codebooks = Codebooks(tables, dim, config.init_std)
@@ -133,6 +133,6 @@ class ResidualTransformer(nn.Module):
 
 
 def cross_entropy(logits: Float[Tensor, "B N T V"], targets: Int[Tensor, "B N T"]) -> Float[Tensor, " N"]:
-    """Mean cross entropy of each owned codebook in nats (Eq. 6 takes their sum; the authors' code and ours the mean)."""
+    """Mean cross entropy of each owned codebook, in nats (Eq. 6 sums them; the authors' code, and ours, averages)."""
     losses = F.cross_entropy(logits.flatten(0, 2).float(), targets.flatten(), reduction="none")
     return losses.view(targets.shape).mean(dim=(0, 2))

@@ -115,3 +115,37 @@ def _atomic(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     write(temporary)
     temporary.replace(path)
+
+
+class Curve:
+    """A `log` that passes every report on and keeps it, to be written as one CSV when the run has ended.
+
+    Reports are also appended to a file beside the checkpoints, so that a resumed run has the whole curve. Columns that
+    a report does not have stay empty; times are not kept, because the same seed must give the same bytes.
+    """
+
+    def __init__(self, log: Log, folder: Path, identity: str):
+        self.log, self.lines = log, folder / f"{identity}.curve.jsonl"
+        self.points: dict[int, dict[str, float]] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.lines.exists():
+            for line in self.lines.read_text().splitlines():
+                step, metrics = json.loads(line)
+                self.points[step] = metrics
+
+    def __call__(self, step: int, metrics: dict[str, float]) -> None:
+        self.points[step] = metrics
+        with self.lines.open("a") as file:
+            file.write(json.dumps([step, metrics]) + "\n")
+        self.log(step, metrics)
+
+    def write(self, path: Path) -> None:
+        """The curve as CSV: step, then every metric in the order it first appeared."""
+        columns = list(dict.fromkeys(name for metrics in self.points.values() for name in metrics))
+        rows = [
+            ",".join([str(step)] + [f"{metrics[c]:.6g}" if c in metrics else "" for c in columns])
+            for step, metrics in sorted(self.points.items())
+        ]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join([",".join(["step", *columns]), *rows]) + "\n")
+        self.lines.unlink()

@@ -93,9 +93,7 @@ def train_stage1(
         batch = batches(step, device)
         if settings.text_dropout and _text_is_dropped(seed, step, settings.text_dropout):
             batch.states, batch.mask = transformer.null_text(len(batch.codes), batch.states.shape[-1])
-        losses = cross_entropy(
-            transformer(batch.codes, batch.states, batch.mask), transformer.targets(batch.codes)
-        )
+        losses = cross_entropy(transformer(batch.codes, batch.states, batch.mask), transformer.targets(batch.codes))
         loss = losses.mean()
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"{label}: the loss is {loss.item()} at step {step}; lower the learning rate")
@@ -106,7 +104,11 @@ def train_stage1(
         optimiser.step()
         last = step + 1 == training.steps
         if step % training.log_every == 0 or last:
-            figures = {"loss": loss.item(), "learning_rate": learning_rate(step, training), "gradient_norm": norm.item()}
+            figures = {
+                "loss": loss.item(),
+                "learning_rate": learning_rate(step, training),
+                "gradient_norm": norm.item(),
+            }
             figures |= _named("loss", transformer, losses)
             if step % settings.validate_every == 0 or last:
                 figures |= validate(transformer, validation, crop_frames, training.batch_size, device)

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from siren.config import Sampling
-from siren.randomness import draw, item_seed, uniforms
 from siren.generate.sampler import sample, truncate
+from siren.randomness import draw, item_seed, uniforms
 from tests.model import builders
 
 PLAIN = Sampling(temperature=1.0, top_k=None, top_p=None, guidance=None)

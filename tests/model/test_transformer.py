@@ -50,7 +50,9 @@ def test_the_folded_embedding_equals_the_chain_it_replaces():
     tables = builders.tables()
     codebooks = Codebooks(tables, 16, 0.3)
     codes, _, _ = builders.batch()
-    chain = [tables.latents()[k][codes[:, k]] @ codebooks.projector[k].T + codebooks.projector_bias[k] for k in range(6)]
+    chain = [
+        tables.latents()[k][codes[:, k]] @ codebooks.projector[k].T + codebooks.projector_bias[k] for k in range(6)
+    ]
     everything, accumulated = codebooks.embed(codebooks.gather(codes), 2, 2)
     torch.testing.assert_close(everything, sum(chain))
     torch.testing.assert_close(accumulated[0], chain[0] + chain[1])

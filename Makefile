@@ -1,0 +1,48 @@
+# make demo: a fresh clone to a model in a registry.   make test: lint, types, contracts, tests.
+PYTHON ?= python3
+BIN := .venv/bin
+# Stages are run by name, so the environment comes first on the path, here and for every process started from here.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt
+
+.PHONY: setup demo test networks clean
+.DEFAULT_GOAL := demo
+
+setup: .venv/.installed
+
+.venv/.installed: requirements/core.in requirements/dev.in requirements/audio.in requirements/nodeps.txt requirements/constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else f"siren needs Python 3.11 or 3.12; this is {v}: make PYTHON=python3.11")'
+	@echo "Installing into .venv (about 3 minutes, 3 GB)"
+	$(PYTHON) -m venv .venv
+	$(PIP) -r requirements/core.in -r requirements/dev.in
+	$(PIP) -r requirements/audio.in
+	$(PIP) --no-deps -r requirements/nodeps.txt
+	$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: setup
+	dvc repro
+	siren track flush
+	siren promote
+	@printf '\nThree things to try:\n'
+	@printf '  open the report       %s\n' "$(CURDIR)/reports/index.html"
+	@printf '  compare the runs      %s\n' "$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1"
+	@printf '  make a sound          %s\n' "$(BIN)/siren generate \"a dog barks while rain falls\" --out sounds"
+
+test: setup
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	python -m pytest
+
+# The small weights that the demo loads: the same stages with `weights: null`, longer, in a clone beside this tree.
+networks: setup
+	rm -rf tmp/networks && git clone --quiet . tmp/networks
+	cd tmp/networks && siren params networks && dvc repro codec clap imagebind judge
+	for name in codec clap imagebind judge; do \
+		rm -rf weights/$$name && cp -r tmp/networks/models/$$name weights/$$name && \
+		cp tmp/networks/reports/networks/$$name.json weights/$$name/quality.json; done
+
+clean:
+	rm -rf data models outputs reports/index.html reports/data reports/analysis .siren tmp

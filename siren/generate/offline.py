@@ -1,0 +1,30 @@
+"""Many prompts at once, from token shards: what the `sample` stage and experiments use."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from siren.config import Sample
+from siren.encode.tokens import Tokens
+from siren.generate.sampler import sample
+from siren.model.siren import Siren
+from siren.progress import track
+
+
+@torch.no_grad()
+def sample_tokens(
+    model: Siren, codec: Any, prompts: Tokens, seeds: Sequence[int], num_frames: int, settings: Sample, label: str = ""
+) -> np.ndarray:
+    """A clip for each prompt, float32 [N, S]; the text states are those of the shards."""
+    device = model[0].start.device
+    model.eval()
+    starts = range(0, len(prompts), settings.batch_size)
+    wavs = []
+    for begin in track(starts, f"sample {label}".strip(), len(starts), unit="batch"):
+        rows = np.arange(begin, min(begin + settings.batch_size, len(prompts)))
+        states, mask = (torch.from_numpy(a).to(device) for a in prompts.text_batch(rows))
+        rollout = sample(model, states, mask, [seeds[row] for row in rows], num_frames, settings.sampling)
+        wavs.append(codec.decode(rollout.codes).cpu().numpy())
+    return np.concatenate(wavs)
