@@ -25,6 +25,6 @@ def sample_tokens(
     for begin in track(starts, f"sample {label}".strip(), len(starts), unit="batch"):
         rows = np.arange(begin, min(begin + settings.batch_size, len(prompts)))
         states, mask = (torch.from_numpy(a).to(device) for a in prompts.text_batch(rows))
-        rollout = sample(model, states, mask, [seeds[row] for row in rows], num_frames, settings.sampling)
+        rollout = sample(model, states, mask, [seeds[row] for row in rows.tolist()], num_frames, settings.sampling)
         wavs.append(codec.decode(rollout.codes).cpu().numpy())
     return np.concatenate(wavs)

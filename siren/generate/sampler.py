@@ -100,7 +100,8 @@ def sample(
     if len(seeds) != states.shape[0]:
         raise ValueError(f"{len(seeds)} seeds for {states.shape[0]} prompts; one each is needed")
     batch, device = states.shape[0], states.device
-    guided = sampling.guidance is not None and sampling.guidance != 1.0
+    guidance = 1.0 if sampling.guidance is None else sampling.guidance
+    guided = guidance != 1.0
     if guided:
         states, mask = _with_null(model, states, mask)
     streams = [Stream(t, t.read_text(states, mask), states.shape[0], num_frames) for t in _transformers(model)]
@@ -111,7 +112,7 @@ def sample(
     def choose(logits: Tensor, k: int, t: int) -> Tensor:
         if guided:
             conditioned, null = logits.chunk(2)
-            logits = null + sampling.guidance * (conditioned - null)
+            logits = null + guidance * (conditioned - null)
         kept = truncate(logits, sampling).log_softmax(-1)
         code = draw(kept.exp(), numbers[:, t, k])
         codes[:, k, t] = code

@@ -165,6 +165,10 @@ class CrossBlock(nn.Module):
         self.cross_attention = CrossAttention(dim, num_heads, text_width, dropout)
         self.block = Block(dim, num_heads, num_kv_heads, multiple_of, eps, dropout)
 
+    def keys_values(self, text: Float[Tensor, "B L P"]) -> tuple[Tensor, Tensor]:
+        """The text as this block attends to it."""
+        return self.cross_attention.keys_values(text)
+
     def forward(
         self,
         x: Float[Tensor, "B T D"],

@@ -78,13 +78,16 @@ class ResidualTransformer(nn.Module):
 
     def read_text(self, states: Float[Tensor, "B L P"], mask: Bool[Tensor, "B L"]) -> Text:
         """Project the text once: keys and values of every block, and the start of the residual decoder."""
-        keys_values = [block.cross_attention.keys_values(states) for block in self.temporal]
+        keys_values = [block.keys_values(states) for block in self._temporal_blocks()]
         if self.config.residual_start == "prompt":
             weights = mask.to(states.dtype)[..., None]
             start = self.prompt_summary((states * weights).sum(1) / weights.sum(1).clamp_min(1.0))
         else:
             start = self.residual_start.expand(states.shape[0], -1)
         return Text(keys_values, mask[:, None, None], start)
+
+    def _temporal_blocks(self) -> list[CrossBlock]:
+        return [block for block in self.temporal if isinstance(block, CrossBlock)]
 
     def temporal_path(
         self, x: Float[Tensor, "B T D"], text: Text, caches: list[KeyValueCache] | None = None
