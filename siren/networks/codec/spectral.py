@@ -1,0 +1,178 @@
+"""A small codec that works at the frame rate: log-mel in, residual codes, log-magnitude and phase out.
+
+The family of Vocos (arXiv 2306.00814) and WavTokenizer (arXiv 2408.16532): both ends see one vector per hop instead of
+samples, so a CPU trains it in minutes, where a waveform codec such as DAC needs hours. Between them is DAC's residual
+quantiser, unchanged. Unusual: the encoder hears only the magnitudes, so the decoder invents the phase; reconstructions
+sound alike and do not match sample by sample.
+
+Shapes: B batch · T frames · S samples · W window · D width.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from siren import audio
+from siren.config import require
+from siren.networks.codec.base import Codec
+from siren.networks.codec.quantizer import ResidualQuantizer
+from siren.shapes import Float
+
+LOG_FLOOR = 1e-5  # amplitude (-100 dBFS) added before the logarithm
+MAX_LOG_MAGNITUDE = 6.5  # a full-scale sine has a magnitude of half the window, exp(6.5) at 1280 samples
+
+
+@dataclass(frozen=True)
+class SpectralArchitecture:
+    """`networks.codec.architecture` of this backend."""
+
+    window: int  # samples
+    hop: int  # samples of one frame
+    mel_bands: int
+    width: int  # of the decoder
+    latent: int
+    encoder_blocks: int
+    decoder_blocks: int
+    num_codebooks: int
+    codebook_size: int
+    code_dim: int
+    encoder_width: int | None = None  # null: as the decoder
+    expansion: int = 3  # hidden width of a block over its width
+
+    def __post_init__(self) -> None:
+        require(
+            self.hop > 0 and self.window % self.hop == 0 and self.window // self.hop >= 2,
+            f"window {self.window} must be at least two hops of {self.hop}, and a whole number of them",
+        )
+        require((self.window - self.hop) % 2 == 0, f"window {self.window} minus hop {self.hop} must be even")
+        require(self.codebook_size <= 65536, f"codebook_size {self.codebook_size}: shards store codes as uint16")
+
+
+class SpectralCodec(Codec):
+    """See the module. Weights start at random from torch's global generator."""
+
+    backend = "spectral"
+
+    def __init__(self, architecture: SpectralArchitecture, sample_rate: int):
+        super().__init__()
+        a = self.architecture = architecture
+        self.sample_rate, self.hop = sample_rate, a.hop
+        self.num_codebooks, self.codebook_size, self.code_dim = a.num_codebooks, a.codebook_size, a.code_dim
+        self.latent_dim = a.latent
+        self.encoder = MelEncoder(a, sample_rate)
+        self.quantizer = ResidualQuantizer(a.latent, a.num_codebooks, a.codebook_size, a.code_dim)
+        self.decoder = SpectrumDecoder(a)
+
+    def analyse(self, wav: Float[Tensor, "B S"]) -> Float[Tensor, "B latent T"]:
+        return self.encoder(wav).transpose(1, 2)
+
+    def synthesise(self, latent: Float[Tensor, "B latent T"]) -> Float[Tensor, "B S"]:
+        return self.decoder(latent.transpose(1, 2))
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "backend": self.backend,
+            "sample_rate": self.sample_rate,
+            "architecture": asdict(self.architecture),
+        }
+
+
+class MelEncoder(nn.Module):
+    """Waveform → log-mel → ConvNeXt → latent. [B, S] → [B, S / hop, latent]"""
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self, a: SpectralArchitecture, sample_rate: int):
+        super().__init__()
+        width = a.encoder_width or a.width
+        self.hop = a.hop
+        self.register_buffer("window", torch.hann_window(a.window), persistent=False)
+        filters = audio.mel_filterbank(a.mel_bands, a.window, sample_rate)
+        self.register_buffer("filters", filters.t().contiguous(), persistent=False)
+        self.embed = nn.Linear(a.mel_bands, width)
+        self.trunk = Trunk(width, a.encoder_blocks, a.expansion)
+        self.out = nn.Linear(width, a.latent)
+
+    def forward(self, wav: Float[Tensor, "B S"]) -> Float[Tensor, "B T latent"]:
+        return self.out(self.trunk(self.embed(self.log_mel(wav))))
+
+    def log_mel(self, wav: Float[Tensor, "B S"]) -> Float[Tensor, "B T mel"]:
+        """Natural logarithm of mel amplitudes, brought to about zero mean and unit variance."""
+        size = self.window.shape[0]
+        side = (size - self.hop) // 2
+        frames = F.pad(wav, (side, side)).unfold(-1, size, self.hop) * self.window
+        magnitude = torch.fft.rfft(frames).abs() * (2 / size)
+        return (torch.log(magnitude @ self.filters + LOG_FLOOR) + 6) / 3
+
+
+class SpectrumDecoder(nn.Module):
+    """Latent → ConvNeXt → log-magnitude and phase of every bin → inverse STFT. [B, T, latent] → [B, T · hop]"""
+
+    window: Tensor
+
+    def __init__(self, a: SpectralArchitecture):
+        super().__init__()
+        self.hop = a.hop
+        self.register_buffer("window", torch.hann_window(a.window), persistent=False)
+        self.embed = nn.Linear(a.latent, a.width)
+        self.trunk = Trunk(a.width, a.decoder_blocks, a.expansion)
+        self.head = nn.Linear(a.width, a.window + 2)
+
+    def forward(self, latent: Float[Tensor, "B T latent"]) -> Float[Tensor, "B S"]:
+        log_magnitude, phase = self.head(self.trunk(self.embed(latent))).chunk(2, dim=-1)
+        magnitude = log_magnitude.clamp(max=MAX_LOG_MAGNITUDE).exp()
+        spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
+        return inverse_stft(spectrum, self.window, self.hop)
+
+
+class Trunk(nn.Module):
+    """ConvNeXt blocks between two normalisations. [B, T, D] → [B, T, D]"""
+
+    def __init__(self, width: int, num_blocks: int, expansion: int):
+        super().__init__()
+        self.norm_in = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(Block(width, expansion, 1 / max(1, num_blocks)) for _ in range(num_blocks))
+        self.norm_out = nn.LayerNorm(width)
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        x = self.norm_in(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm_out(x)
+
+
+class Block(nn.Module):
+    """ConvNeXt in one dimension: depthwise convolution over 7 frames, then a pointwise network, scaled and added."""
+
+    def __init__(self, width: int, expansion: int, scale: float):
+        super().__init__()
+        self.mix = nn.Conv1d(width, width, kernel_size=7, padding=3, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, expansion * width)
+        self.down = nn.Linear(expansion * width, width)
+        self.scale = nn.Parameter(torch.full((width,), scale))
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        y = self.mix(x.transpose(1, 2)).transpose(1, 2)
+        return x + self.scale * self.down(F.gelu(self.up(self.norm(y))))
+
+
+def inverse_stft(spectrum: Float[Tensor, "B T bins"], window: Float[Tensor, " W"], hop: int) -> Float[Tensor, "B S"]:
+    """Overlap-add of windowed frames over the sum of squared windows, cut to the T · hop samples in the middle."""
+    size, side = window.shape[0], (window.shape[0] - hop) // 2
+    frames = torch.fft.irfft(spectrum, n=size) * window
+    envelope = overlap_add(window.square().expand(1, frames.shape[1], size), hop)
+    return (overlap_add(frames, hop) / envelope.clamp_min(1e-8))[:, side : side + frames.shape[1] * hop]
+
+
+def overlap_add(frames: Float[Tensor, "B T W"], hop: int) -> Float[Tensor, "B S"]:
+    """Sum of frames placed a hop apart, (T - 1) · hop + W samples. W is a multiple of the hop."""
+    parts = frames.unflatten(-1, (-1, hop)).unbind(2)  # each [B, T, hop]
+    total = frames.new_zeros(frames.shape[0], frames.shape[1] + len(parts) - 1, hop)
+    for index, part in enumerate(parts):
+        total[:, index : index + frames.shape[1]] += part
+    return total.flatten(1)
