@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from siren import tracking
-from siren.config import Config, to_dict
+from siren.config import Config, flatten, to_dict
 
 CLIPS = Path("data/clips")
 SEGMENTS = Path("data/segments")
@@ -22,6 +22,67 @@ MODELS = Path("models")
 SAMPLES = Path("outputs/samples")
 REPORTS = Path("reports")
 CHECKPOINTS = Path(".siren/checkpoints")  # outside every output, so that DVC leaves them to a stage it repeats
+
+
+def fetch(config: Config) -> None:
+    """Sources to clips: files, one manifest, and what was left out."""
+    from siren import shards
+    from siren.collect import sources
+
+    with tracking.stage("fetch", config, sections=("seed", "audio", "collect.fetch")) as run:
+        clips, quarantine, total = sources.collect(config.collect.fetch.sources, CLIPS, config.audio, config.seed)
+        shards.write_table(CLIPS / "clips.parquet", clips)
+        counts = {"in": total, "out": clips.num_rows, "quarantined": len(quarantine)}
+        run.summary(_account("fetch", CLIPS, counts, quarantine))
+
+
+def segment(config: Config) -> None:
+    """Clips to mono segments of one rate and length, with something to hear in them."""
+    import pyarrow.parquet as pq
+
+    from siren.collect import segment as segments
+
+    with tracking.stage("segment", config, sections=("audio", "collect.segment")) as run:
+        clips = pq.read_table(CLIPS / "clips.parquet")
+        quarantine, counts = segments.segment(clips, CLIPS, SEGMENTS, config.collect.segment, config.audio)
+        run.summary(_account("segment", SEGMENTS, counts, quarantine))
+
+
+def codec(config: Config) -> None:
+    """The RVQ codec: load the weights that the settings name, or train one on the segments; models/codec."""
+    import torch
+
+    from siren.networks import codec as codecs
+    from siren.randomness import item_seed
+    from siren.train.codec import quality, reconstructions, train_codec
+    from siren.train.loop import Checkpoint, digest
+
+    network = config.networks.codec
+    with tracking.stage("codec", config, sections=("seed", "audio", "networks.codec")) as run:
+        device, seed = _device(), item_seed(config.seed, "codec")
+        training, validation = _waveforms("train"), _waveforms("val")
+        checkpoint = None
+        torch.manual_seed(seed)
+        if network.weights is not None:
+            made, extra = codecs.load_weights(network, config.audio), codecs.extra(network.weights)
+        else:
+            assert network.training is not None  # config.Network holds one of the two
+            made, extra = codecs.build(network, config.audio), {"recipe": to_dict(network.training), "seed": seed}
+            made_with = [_hash(path) for path in sorted(SEGMENTS.glob("segments-*.parquet"))]
+            identity = digest([to_dict(network), to_dict(config.audio), seed, made_with])
+            checkpoint = Checkpoint(CHECKPOINTS / "codec", identity)
+            train_codec(made, training, network.training, seed, run.log, device, checkpoint)
+        report = quality(made, validation, device)
+        untrained = quality(codecs.untrained(made, seed), validation, device)
+        report["untrained"] = {name: untrained[name] for name in ("mel_distance", "si_sdr")}
+        codecs.save(MODELS / "codec", made, extra | {"quality": report})
+        if checkpoint:
+            checkpoint.clear()
+        _write_report("networks/codec.json", report)
+        run.summary(flatten(report))
+        for index, pair in enumerate(reconstructions(made, validation[:2], device)):
+            for name, wav in zip(("real", "decoded"), pair, strict=True):
+                run.audio(f"held-out-{index}/{name}", wav, made.sample_rate)
 
 
 def stage1(config: Config, k: int) -> None:
@@ -136,6 +197,47 @@ def sample(config: Config) -> None:
         run.summary({"clips": len(rows) * len(arms)})
 
 
+def register(config: Config) -> None:
+    """Everything the model needs to a version in the registry, alias challenger: reports/registered.json."""
+    import tempfile
+
+    from siren import serving
+    from siren.generate import bundle
+    from siren.tracking import card, registry
+
+    sections = ("evaluate.register", "evaluate.sample.sampling")
+    with tracking.stage("register", config, sections=sections) as run, tempfile.TemporaryDirectory() as scratch:
+        folder, settings = Path(scratch) / "model", config.evaluate.sample
+        parts = (_stage1_folders(config), MODELS / "aligned", MODELS / "codec", MODELS / "clap")
+        bundle.write_bundle(folder, *parts, settings.sampling, config.audio.segment_seconds)
+        name, metrics = config.evaluate.register.name, REPORTS / "metrics.json"
+        text = card.write(
+            name, config.scale, json.loads(metrics.read_text()), _licences(), _networks(), run.record["tags"]
+        )
+        version = registry.register(run, name, folder, metrics, text, serving.signature())
+        run.tag({"model": f"models:/{name}/{version}"})
+        # Nothing here but what follows from the inputs: no version, no time, no commit.
+        listing = {"model": name, "files": bundle.file_hashes(folder)}
+        (REPORTS / "registered.json").write_text(json.dumps(listing, indent=1) + "\n")
+
+
+def _licences() -> list[dict[str, Any]]:
+    """Clips by source and licence, for the model card."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(CLIPS / "clips.parquet", columns=["source", "licence"])
+    groups = table.group_by(["source", "licence"]).aggregate([([], "count_all")]).to_pylist()
+    rows = [{"source": g["source"], "licence": g["licence"], "clips": g["count_all"]} for g in groups]
+    return sorted(rows, key=lambda row: (str(row["source"]), str(row["licence"])))
+
+
+def _networks() -> dict[str, str]:
+    """Licence of each network that is part of the model, as its sidecar says."""
+    from siren.networks.store import read_sidecar
+
+    return {name: str(read_sidecar(MODELS / name)["extra"].get("licence", "unknown")) for name in ("codec", "clap")}
+
+
 def _untrained(config: Config, codec: Any, text_width: int, k: int) -> Any:
     """Transformer `k` as stage 1 finds it: the control that shows what training did."""
     import torch
@@ -179,8 +281,42 @@ def _hash(path: Path) -> str:
     return file_sha256(path)
 
 
+def _waveforms(split: str) -> Any:
+    """int16 [N, S] of the segments of one split. Raises ValueError where there are none."""
+    import pyarrow.compute as pc
+
+    from siren import shards
+
+    table = shards.read_shards(SEGMENTS, "segments", ["split", "pcm"])
+    table = table.filter(pc.equal(table["split"], split))
+    if table.num_rows == 0:
+        raise ValueError(f"no segment of split {split!r} in {SEGMENTS}; give the source clips of that split")
+    return shards.pcm_array(table["pcm"])
+
+
+def _write_report(name: str, report: dict[str, Any]) -> None:
+    """Figures as JSON below reports/, for `dvc metrics`."""
+    path = REPORTS / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n")
+
+
 def _device() -> str:
     """The accelerator where there is one."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _account(name: str, folder: Path, counts: dict[str, Any], quarantine: list[dict[str, str]]) -> dict[str, float]:
+    """Write a data stage's quarantine and summary, end it with one line on stdout, and return its figures."""
+    from collections import Counter
+
+    from siren import shards
+
+    shards.write_quarantine(folder, quarantine)
+    reasons = dict(sorted(Counter(row["reason"] for row in quarantine).items()))
+    (folder / "summary.json").write_text(json.dumps(counts | {"reasons": reasons}, indent=1) + "\n")
+    why = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
+    print(f"{name}: {counts['in']} in, {counts['out']} out, {counts['quarantined']} quarantined{why and f' ({why})'}")
+    return counts | {f"reason/{reason}": count for reason, count in reasons.items()}

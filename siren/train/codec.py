@@ -208,8 +208,15 @@ def quality(codec: Codec, wavs: np.ndarray, device: str | torch.device = "cpu", 
     return {
         "mel_distance": float(np.mean(mels)),
         "si_sdr": float(np.mean(ratios)),
-        "perplexity": entropy.exp().tolist(),
+        "perplexity": {str(k): value for k, value in enumerate(entropy.exp().tolist())},
     }
+
+
+def reconstructions(codec: Codec, wavs: np.ndarray, device: str | torch.device) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Pairs (real [S], decoded [S]) of int16 waveforms [N, S], to listen to."""
+    real = wavs / np.float32(32767)
+    decoded = codec.decode(codec.encode(torch.from_numpy(real).to(device))).cpu().numpy()
+    return list(zip(real, decoded[:, : real.shape[1]], strict=True))
 
 
 def si_sdr(wav: Float[Tensor, "B S"], target: Float[Tensor, "B S"]) -> Float[Tensor, " B"]:

@@ -14,7 +14,18 @@ from siren.networks.codec.base import KIND, Codec, CodecOutput
 from siren.networks.codec.dac import DacArchitecture, DacCodec, converted, from_hub, from_pth
 from siren.networks.codec.spectral import SpectralArchitecture, SpectralCodec
 
-__all__ = ["CODECS", "Codec", "CodecOutput", "CodecTables", "build", "load", "load_weights", "save"]
+__all__ = [
+    "CODECS",
+    "Codec",
+    "CodecOutput",
+    "CodecTables",
+    "build",
+    "extra",
+    "load",
+    "load_weights",
+    "save",
+    "untrained",
+]
 
 ARCHITECTURE = "networks.codec.architecture"
 
@@ -84,6 +95,19 @@ def load_weights(network: Network, audio: Audio) -> Codec:
         codec = (from_pth if path.suffix == ".pth" else from_hub)(network.weights, network.backend)
     _require_same(codec.settings(), network, audio)
     return codec.eval().requires_grad_(False)
+
+
+def untrained(codec: Codec, seed: int) -> Codec:
+    """A codec like this one with random weights: the control that shows what training did."""
+    settings = codec.settings()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CODECS[settings["backend"]](settings["architecture"], settings["sample_rate"]).eval()
+
+
+def extra(weights: str) -> dict[str, Any]:
+    """What the sidecar of saved weights tells beyond their config; nothing for weights from elsewhere."""
+    return store.read_sidecar(weights)["extra"] if is_ours(Path(weights)) else {"weights": weights}
 
 
 def is_ours(folder: Path) -> bool:
