@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 ASSUMED_FLOOR = 1e-6  # power (-60 dBFS): a steady sound above it is taken for content, not for the recorder's noise
+ABSURD = 1e6  # a float file may exceed full scale (1.0), even hold 16-bit values; beyond this it holds no sound
 MIN_FLOOR = 1e-10  # power (-100 dBFS): digital silence counts as this much noise, which bounds the ratio
 
 
@@ -49,7 +50,8 @@ def read(path: str | Path) -> tuple[np.ndarray, int]:
             frames, sample_rate = file.frames, file.samplerate
             wav = file.read(dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError) as error:
-        raise AudioError("corrupt", f"{path.name} is not readable as sound: {error}") from None
+        why = getattr(error, "error_string", str(error))  # without the path, which may differ between runs
+        raise AudioError("corrupt", f"{path.name} is not readable as sound: {why}") from None
     if len(wav) == 0:
         raise AudioError("empty", f"{path.name} holds no samples")
     if len(wav) < frames:
@@ -58,6 +60,8 @@ def read(path: str | Path) -> tuple[np.ndarray, int]:
         raise AudioError(
             "non_finite", f"{path.name} holds {np.count_nonzero(~np.isfinite(wav))} NaN or infinite values"
         )
+    if np.abs(wav).max() > ABSURD:
+        raise AudioError("corrupt", f"{path.name} holds values up to {np.abs(wav).max():.3g}; full scale is 1.0")
     return np.ascontiguousarray(wav.T), sample_rate
 
 

@@ -55,6 +55,45 @@ def write_shards(
     return paths
 
 
+class ShardWriter:
+    """The same as `write_shards` for rows that come one after the other; holds one shard in memory. Use in a `with`."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        stem: str,
+        schema: pa.Schema,
+        rows_per_shard: int,
+        metadata: dict[str, str] | None = None,
+    ) -> None:
+        self.folder, self.stem, self.schema = Path(folder), stem, schema
+        self.rows_per_shard, self.metadata = rows_per_shard, metadata
+        self.rows: list[dict[str, Any]] = []
+        self.paths: list[Path] = []
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        self.rows += rows
+        while len(self.rows) >= self.rows_per_shard:
+            self._write()
+
+    def _write(self) -> None:
+        path = self.folder / f"{self.stem}-{len(self.paths):05d}.parquet"
+        write_table(path, pa.Table.from_pylist(self.rows[: self.rows_per_shard], schema=self.schema), self.metadata)
+        self.rows = self.rows[self.rows_per_shard :]
+        self.paths.append(path)
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            return
+        if self.rows or not self.paths:
+            self._write()
+        for stale in set(_shards(self.folder, self.stem)) - set(self.paths):
+            stale.unlink()
+
+
 def read_shards(folder: str | Path, stem: str, columns: list[str] | None = None) -> pa.Table:
     """All shards of `stem` as one table, in order, memory-mapped. Raises ValueError when one is missing."""
     paths = _shards(folder, stem)

@@ -1,0 +1,138 @@
+"""Clips to segments: mono, one rate, one length, with something to hear in them (paper, appendix A).
+
+Rules, in order: unreadable files, too short ones and silent ones are quarantined; channels are averaged; the DC offset
+is removed; resampling (soxr); a clip beyond full scale is scaled down to it. Then the clip is cut into pieces of one
+segment without overlap. What remains at its end is dropped and counted; a clip shorter than a segment is one piece,
+zero-padded, its true length kept. Pieces that are silent or below the signal-to-noise gate (`audio.snr_db`) are
+quarantined one by one. Order and bytes of the result do not depend on the number of threads.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from siren import audio, shards
+from siren.config import Audio, Segment
+from siren.progress import track
+
+SLACK_SECONDS = 0.01  # so much may be missing from a piece before it counts as residue: resampling rounds lengths
+SHARD_BYTES = 128 * 2**20
+CLIP_COLUMNS = ("recording_id", "source", "split", "captions", "labels", "relation", "licence")
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("clip_id", pa.string()),
+        ("recording_id", pa.string()),
+        ("source", pa.string()),
+        ("start", pa.float64()),  # seconds from the beginning of the clip
+        ("num_samples", pa.int32()),  # true length, without padding
+        ("snr_db", pa.float32()),
+        ("split", pa.string()),
+        ("captions", pa.list_(pa.string())),
+        ("labels", pa.list_(pa.string())),
+        ("relation", pa.string()),
+        ("licence", pa.string()),
+        ("pcm", pa.binary()),  # little-endian int16, zero-padded to the segment's length
+    ]
+)
+
+
+@dataclass
+class Outcome:
+    """What became of one clip."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    quarantine: list[dict[str, str]] = field(default_factory=list)
+    residue_seconds: float = 0.0
+
+    def reject(self, item: str, reason: str, detail: str) -> None:
+        self.quarantine.append({"item": item, "stage": "segment", "reason": reason, "detail": detail})
+
+
+def segment(
+    clips: pa.Table, folder: Path, out: Path, settings: Segment, format: Audio, threads: int = 2
+) -> tuple[list[dict[str, str]], dict[str, float]]:
+    """Write the segments of all `clips` (whose files lie in `folder`) as shards in `out`.
+
+    Returns the quarantine rows and counts: clips in = out (at least one segment) + quarantined; segments; pieces
+    quarantined out of clips that are not; seconds of sound kept, and seconds of residue dropped.
+    """
+    quarantine: list[dict[str, str]] = []
+    counts: Counter[str] = Counter({"in": clips.num_rows})
+    rows_per_shard = max(1, SHARD_BYTES // (2 * format.segment_samples))
+    with shards.ShardWriter(out, "segments", SCHEMA, rows_per_shard) as writer:
+        for outcome in track(
+            outcomes(clips, folder, settings, format, threads), "segment", clips.num_rows, unit="clip"
+        ):
+            writer.add(outcome.rows)
+            quarantine += outcome.quarantine
+            counts["segments"] += len(outcome.rows)
+            counts["out" if outcome.rows else "quarantined"] += 1
+            counts["pieces_quarantined"] += len(outcome.quarantine) if outcome.rows else 0
+            counts["samples"] += sum(row["num_samples"] for row in outcome.rows)
+            counts["residue_samples"] += round(outcome.residue_seconds * format.sample_rate)
+    names = ("in", "out", "quarantined", "segments", "pieces_quarantined")
+    seconds = {f"{name}seconds": counts[f"{name}samples"] / format.sample_rate for name in ("", "residue_")}
+    return quarantine, {name: counts[name] for name in names} | seconds
+
+
+def outcomes(clips: pa.Table, folder: Path, settings: Segment, format: Audio, threads: int = 2) -> Iterator[Outcome]:
+    """One `Outcome` for each clip, in the order of the table. Reading and resampling leave Python, so threads pay."""
+    with ThreadPoolExecutor(threads) as pool:
+        for batch in clips.to_batches(max_chunksize=256):
+            yield from pool.map(lambda clip: segment_clip(clip, folder, settings, format), batch.to_pylist())
+
+
+def segment_clip(clip: dict[str, Any], folder: Path, settings: Segment, format: Audio) -> Outcome:
+    """Apply the rules to one clip."""
+    outcome = Outcome()
+    rate, length = format.sample_rate, format.segment_samples
+    try:
+        wav = load(folder / clip["path"], clip["start"], clip["end"], settings, rate)
+    except audio.AudioError as error:
+        outcome.reject(clip["id"], error.reason, error.detail)
+        return outcome
+    pieces = max(1, (len(wav) + round(SLACK_SECONDS * rate)) // length)
+    outcome.residue_seconds = max(0, len(wav) - pieces * length) / rate
+    for index in range(pieces):
+        name = f"{clip['id']}-{index:03d}"
+        piece = wav[index * length : (index + 1) * length]
+        snr = audio.snr_db(piece, rate)
+        if decibels(piece) < settings.silence_dbfs:
+            outcome.reject(name, "silent", f"its peak is {decibels(piece):.1f} dBFS, below {settings.silence_dbfs:g}")
+        elif snr < settings.min_snr_db:
+            outcome.reject(name, "low_snr", f"signal-to-noise {snr:.1f} dB is below {settings.min_snr_db:g} dB")
+        else:
+            row = {key: clip[key] for key in CLIP_COLUMNS}
+            row |= {"id": name, "clip_id": clip["id"], "start": (clip["start"] or 0.0) + index * length / rate}
+            row |= {"num_samples": len(piece), "snr_db": snr}
+            row["pcm"] = shards.float_to_pcm(np.pad(piece, (0, length - len(piece))))
+            outcome.rows.append(row)
+    return outcome
+
+
+def load(path: Path, start: float | None, end: float | None, settings: Segment, rate: int) -> np.ndarray:
+    """A clip's file as mono at `rate`, without DC, within full scale. [S]. Raises `AudioError` with the reason."""
+    wav, source = audio.read(path)
+    wav = wav[:, round((start or 0.0) * source) : None if end is None else round(end * source)]
+    if wav.shape[1] < settings.min_seconds * source:
+        detail = f"it lasts {wav.shape[1] / source:.4g} s, less than {settings.min_seconds:g} s"
+        raise audio.AudioError("too_short", detail)
+    mono = audio.to_mono(wav)
+    mono = mono - mono.mean(dtype=np.float64).astype(np.float32)
+    if decibels(mono) < settings.silence_dbfs:
+        detail = f"its peak is {decibels(mono):.1f} dBFS, below {settings.silence_dbfs:g}"
+        raise audio.AudioError("silent", detail)
+    mono = audio.resample(mono, source, rate)
+    return mono / max(1.0, float(np.abs(mono).max()))
+
+
+def decibels(wav: np.ndarray) -> float:
+    """Peak in dB relative to full scale, at least -200."""
+    return float(20 * np.log10(max(float(np.abs(wav).max()), 1e-10)))

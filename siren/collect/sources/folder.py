@@ -1,0 +1,303 @@
+"""Your own sounds: a folder with a manifest (CSV, JSONL or Parquet) that names a file and a caption in each row.
+
+Columns: `file` (path below the folder) and `caption` or `label`; optional `split` (train, val, test), `licence`, `id`,
+`recording_id` or `source_id` (clips cut from one recording share it), `author`, `relation`, `start` and `end` (seconds:
+the part of the file to use). Several labels are a list, or separated by ";". Rows with the same file are one clip with
+several captions. A missing column is an error; a bad row is quarantined with its reason and its line in the manifest.
+Files are copied under a name made of their content, so names in the folder may be anything.
+"""
+
+import csv
+import difflib
+import hashlib
+import itertools
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from siren.config import Audio, ConfigError, require
+from siren.progress import track
+
+OPTIONAL = ("caption", "label", "split", "licence", "id", "recording_id", "source_id", "author", "relation")
+COLUMNS = ("file", *OPTIONAL, "start", "end")
+SPLITS = {"train": "train", "training": "train", "dev": "train", "development": "train"}
+SPLITS |= {"val": "val", "valid": "val", "validation": "val"}
+SPLITS |= {"test": "test", "testing": "test", "eval": "test", "evaluation": "test"}
+RELATIONS = ("one", "while", "then")
+EXAMPLE = "{file: name_in_your_manifest}"
+
+
+class BadRow(ValueError):
+    """A row of the manifest that cannot be used."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Options:
+    path: str  # the folder
+    manifest: str = "manifest.csv"  # below the folder, or an absolute path
+    name: str | None = None  # the source's name; the folder's without it
+    columns: dict[str, str] = field(default_factory=dict)  # our name: the manifest's name
+    where: dict[str, Any] = field(default_factory=dict)  # only rows with these values (or one of a list of values)
+    licence: str = "unknown"  # for rows that name none
+    limit: int | None = None  # at most so many clips
+    limit_per_label: int | None = None
+    val_share: float = 0.1  # of the recordings, where the manifest has no column `split`
+    test_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        for key in self.columns:
+            require(key in COLUMNS, f"option `columns` of the folder source has {key!r}; known: {', '.join(COLUMNS)}")
+        shares = self.val_share, self.test_share
+        require(min(shares) >= 0 and sum(shares) < 1, f"val_share and test_share are {shares}; together below 1")
+
+
+def fetch(options: dict[str, Any], folder: Path, audio: Audio, seed: int) -> tuple[list[dict], list[dict]]:
+    """The source: copies what the manifest names under `folder/audio`; rows for the corpus, and what was left out.
+
+    Raises `ConfigError` for unknown options, no manifest or a missing column.
+    """
+    settings = _options(options)
+    root = Path(settings.path).expanduser()
+    require(root.is_dir(), f"the folder source has path {settings.path!r}; there is no such folder")
+    manifest = root / settings.manifest
+    require(manifest.is_file(), f"the folder {settings.path!r} has no manifest {settings.manifest!r}")
+    name = settings.name or root.resolve().name
+    clips: dict[str, dict[str, Any]] = {}  # by id
+    files: dict[tuple[Path, float | None, float | None], str] = {}
+    bad: list[dict[str, str]] = []
+    taken: Counter[str] = Counter()
+    (folder / "audio").mkdir(parents=True, exist_ok=True)
+    for line, values in track(list(_rows(manifest, settings)), name, unit="row"):
+        try:
+            if isinstance(values, BadRow):
+                raise values
+            if not _wanted(values, settings.where):
+                continue
+            clip = _clip(values, root, f"{name}-{line:06d}", name, settings)
+            source = clip.pop("file")
+            part = (source, clip["start"], clip["end"])
+            if part in files:
+                _merge(clips[files[part]], clip)
+                continue
+            if clip["id"] in clips:
+                raise BadRow("duplicate_id", f"id {clip['id']!r} was used by an earlier row with another file")
+            key = " ".join(clip["labels"])
+            full = settings.limit is not None and len(clips) >= settings.limit
+            if full or (settings.limit_per_label is not None and taken[key] >= settings.limit_per_label):
+                continue
+            clips[clip["id"]] = clip | _copy(source, folder)
+            files[part] = clip["id"]
+            taken[key] += 1
+        except BadRow as row:
+            bad.append(_quarantined(values, line, manifest.name, row))
+    found = list(clips.values())
+    _assign_splits(found, settings, seed)
+    return found, bad
+
+
+def _options(options: dict[str, Any]) -> Options:
+    known = [f.name for f in fields(Options)]
+    if wrong := sorted(set(options) - set(known)):
+        raise ConfigError(f"the folder source has no option {wrong[0]!r}; known: {', '.join(known)}")
+    require("path" in options, "the folder source needs the option `path`")
+    return Options(**options)
+
+
+def _rows(manifest: Path, settings: Options) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
+    """(line, values under our column names) of every row; JSON that is not an object is a `BadRow`."""
+    table = list(_READERS.get(manifest.suffix.lower(), _unknown)(manifest))
+    found: dict[str, None] = {}
+    for _, values in table:
+        if isinstance(values, dict):
+            found |= dict.fromkeys(values)
+    names = {name: settings.columns.get(name, name) for name in COLUMNS}
+    if "license" in found and "licence" not in found:
+        names["licence"] = settings.columns.get("licence", "license")
+    _check_columns(manifest, names, list(found), settings)
+    for line, values in table:
+        if isinstance(values, dict):
+            values = values | {ours: values.get(theirs) for ours, theirs in names.items()}
+        yield line, values
+
+
+def _check_columns(manifest: Path, names: dict[str, str], found: list[str], settings: Options) -> None:
+    missing = [names["file"]] if names["file"] not in found else []
+    if names["caption"] not in found and names["label"] not in found:
+        missing.append(names["caption"])
+    missing += [theirs for theirs in settings.columns.values() if theirs not in found and theirs not in missing]
+    missing += [key for key in settings.where if key not in found]
+    if missing:
+        near = {name: difflib.get_close_matches(name, found, n=1, cutoff=0.4) for name in missing}
+        hints = "; ".join(f"nearest to {name!r} is {close[0]!r}" for name, close in near.items() if close)
+        raise ConfigError(
+            f"{manifest.name} has no column {', '.join(map(repr, missing))}; it has {', '.join(found) or 'none'}"
+            f"{'; ' + hints if hints else ''}; other names are given with the option columns: {EXAMPLE}"
+        )
+
+
+def _read_csv(manifest: Path) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
+    with manifest.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        reader = csv.DictReader(file)
+        for values in reader:
+            if (extra := values.pop(None, None)) is not None:
+                yield reader.line_num, BadRow("bad_row", f"it has {len(extra)} more values than there are columns")
+            else:
+                yield reader.line_num, values
+
+
+def _read_jsonl(manifest: Path) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
+    for line, text in enumerate(manifest.read_text("utf-8-sig", "replace").split("\n"), 1):
+        if not text.strip():
+            continue
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            yield line, BadRow("bad_row", f"it is not JSON: {error}")
+            continue
+        yield line, values if isinstance(values, dict) else BadRow("bad_row", "it is JSON, but not an object")
+
+
+def _read_parquet(manifest: Path) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
+    import pyarrow.parquet as pq
+
+    yield from enumerate(pq.read_table(manifest).to_pylist(), 1)
+
+
+def _unknown(manifest: Path) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
+    raise ConfigError(f"the manifest {manifest.name} must end in {', '.join(_READERS)}")
+
+
+_READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+
+
+def _wanted(values: dict[str, Any], where: dict[str, Any]) -> bool:
+    def one_of(key: str, wanted: Any) -> bool:
+        return _text(values.get(key)) in {_text(item) for item in (wanted if isinstance(wanted, list) else [wanted])}
+
+    return all(one_of(key, wanted) for key, wanted in where.items())
+
+
+def _clip(values: dict[str, Any], root: Path, default_id: str, source: str, settings: Options) -> dict[str, Any]:
+    path = _path(_text(values["file"]), root)
+    captions, labels = _list(values["caption"]), _list(values["label"], ";")
+    if not captions and not labels:
+        raise BadRow("empty_caption", "it has neither a caption nor a label")
+    split, relation = _text(values["split"]).lower(), _text(values["relation"]).lower()
+    if split and split not in SPLITS:
+        raise BadRow("bad_split", f"split is {split!r}; it must be train, val or test")
+    if relation and relation not in RELATIONS:
+        raise BadRow("bad_relation", f"relation is {relation!r}; it must be {', '.join(RELATIONS)} or empty")
+    start, end = _seconds(values["start"], "start"), _seconds(values["end"], "end")
+    if end is not None and end <= (start or 0):
+        raise BadRow("bad_time", f"end {end:g} s is not after start {start or 0:g} s")
+    recording = _text(values["recording_id"]) or _text(values["source_id"])
+    return {
+        "id": _text(values["id"]) or default_id,
+        "file": path,
+        "source": source,
+        "recording_id": recording or f"{source}:{path.relative_to(root.resolve()).as_posix()}",
+        "start": start,
+        "end": end,
+        "captions": captions,
+        "labels": labels,
+        "relation": relation or ("one" if len(labels) == 1 else None),
+        "licence": _text(values["licence"]) or settings.licence,
+        "author": _text(values["author"]) or None,
+        "split": SPLITS.get(split),
+    }
+
+
+def _path(name: str, root: Path) -> Path:
+    """The file that a row names. Raises `BadRow` when there is none, or when it lies outside the folder."""
+    if not name or "\0" in name:
+        raise BadRow("bad_row", "it names no file")
+    path = (root / name).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise BadRow("path_escapes", f"file {name!r} lies outside the folder")
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in _siblings(path)], n=1, cutoff=0.8)
+        raise BadRow("missing_file", f"file {name!r} does not exist" + (f"; there is {near[0]!r}" if near else ""))
+    return path
+
+
+def _siblings(path: Path) -> list[Path]:
+    return list(itertools.islice(path.parent.iterdir(), 500)) if path.parent.is_dir() else []
+
+
+def _text(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return str(value).strip()
+
+
+def _list(value: Any, separator: str | None = None) -> list[str]:
+    parts = value if isinstance(value, list) else _text(value).split(separator) if separator else [value]
+    return [text for text in map(_text, parts) if text]
+
+
+def _seconds(value: Any, name: str) -> float | None:
+    if not (text := _text(value)):
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise BadRow("bad_time", f"{name} is {text!r}; it must be seconds, 0 or more")
+    return seconds
+
+
+def _merge(clip: dict[str, Any], other: dict[str, Any]) -> None:
+    """Another row with the file of `clip`: its caption is one more wording."""
+    for key in ("split", "recording_id"):
+        if other[key] != clip[key]:
+            raise BadRow("duplicate_file", f"its file was used by {clip['id']!r} with another {key}")
+    for key in ("captions", "labels"):
+        clip[key] += [text for text in other[key] if text not in clip[key]]
+
+
+def _copy(source: Path, folder: Path) -> dict[str, str]:
+    """Copy a file to where its content puts it. A copy and never a link: versioning makes its files read-only."""
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    suffix = source.suffix.lower() if source.suffix[1:].isalnum() and source.suffix.isascii() else ""
+    path = folder / "audio" / f"{digest[:24]}{suffix[:8]}"
+    if not path.exists():
+        shutil.copyfile(source, path)
+    return {"path": f"audio/{path.name}", "sha256": digest}
+
+
+def _assign_splits(clips: list[dict[str, Any]], settings: Options, seed: int) -> None:
+    """Give clips without a split one: whole recordings are drawn for validation and test, the rest trains."""
+    given = {clip["recording_id"]: clip["split"] for clip in clips if clip["split"]}
+    open_ = sorted({clip["recording_id"] for clip in clips} - set(given))
+    order = np.random.default_rng([seed, 7]).permutation(len(open_))
+    num_val, num_test = (
+        (min(len(open_) // 3, max(1, round(share * len(open_)))) if share > 0 and not given else 0)
+        for share in (settings.val_share, settings.test_share)
+    )
+    drawn = dict.fromkeys(open_, "train") | given
+    for rank, index in enumerate(order[: num_val + num_test]):
+        drawn[open_[index]] = "val" if rank < num_val else "test"
+    for clip in clips:
+        clip["split"] = clip["split"] or drawn[clip["recording_id"]]
+
+
+def _quarantined(values: Any, line: int, manifest: str, row: BadRow) -> dict[str, str]:
+    item = _text(values.get("id")) or _text(values.get("file")) if isinstance(values, dict) else ""
+    return {
+        "item": item or f"{manifest}:{line}",
+        "stage": "fetch",
+        "reason": row.reason,
+        "detail": f"{manifest} line {line}: {row}",
+    }
