@@ -5,14 +5,28 @@ public function there whose first argument is the settings is a stage, and its d
 are inside the verbs, so that `siren --help` answers at once.
 """
 
+import difflib
 import inspect
+import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from siren import progress
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from siren.tracking.promotion import Verdict
+
+CHAMPION = "models:/siren@champion"
+BATCH = 16  # clips sampled at once by `generate`; which clips share a batch does not change them
+PEOPLE, STAGES = "For people", "Stages, in order; their settings are in params.yaml"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,8 +35,7 @@ app = typer.Typer(
     help="Text-to-audio language models over residual codes: corpus, training, alignment, evaluation, registry.",
 )
 track = typer.Typer(no_args_is_help=True, help="The local record of runs and its export to MLflow.")
-app.add_typer(track, name="track", rich_help_panel="For people")
-PEOPLE = "For people"
+app.add_typer(track, name="track", rich_help_panel=PEOPLE)
 
 
 def stage_functions() -> dict[str, Callable[..., Any]]:
@@ -53,21 +66,125 @@ def _verb(function: Callable[..., Any]) -> Callable[..., None]:
 
 @app.command(rich_help_panel=PEOPLE)
 def generate(
-    prompts: Annotated[list[str], typer.Argument(help="What to hear, one clip each.", metavar="PROMPT...")],
+    prompts: Annotated[list[str], typer.Argument(help="What to hear.", metavar="PROMPT...")],
     model: Annotated[
-        str, typer.Option(help="A registry address, or the folder of a model.")
-    ] = "models:/siren@champion",
-    out: Annotated[Path, typer.Option(help="Folder for the WAV files and their JSON sidecars.")] = Path("generated"),
-    seed: Annotated[int, typer.Option(help="Same seed, same sound.")] = 0,
+        str, typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or a model's folder.")
+    ] = CHAMPION,
+    out: Annotated[Path, typer.Option(help="Folder for WAV files and their JSON sidecars.")] = Path("generated"),
+    seed: Annotated[int, typer.Option(help="Same prompt and seed, same sound.")] = 0,
+    samples: Annotated[int, typer.Option(min=1, help="Clips for each prompt, at seeds SEED, SEED + 1, ...")] = 1,
+    seconds: Annotated[float | None, typer.Option(help="Length; by default that of the training clips.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="By default as the model was registered.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Likewise; 1 takes the likeliest code.")] = None,
 ) -> None:
-    """Prompts to WAV files, with a registered model."""
-    raise ValueError("siren generate is being written")
+    """Prompts to WAV files, with a registered model or one in a folder."""
+    import dataclasses
+
+    from siren.tracking import registry
+
+    folder, name = registry.open_bundle(model)
+    import torch  # only after the model was found
+
+    from siren.generate.bundle import Bundle
+
+    bundle = Bundle.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
+    changes: dict[str, Any] = {k: v for k, v in {"temperature": temperature, "top_k": top_k}.items() if v is not None}
+    sampling = dataclasses.replace(bundle.sampling, **changes)
+    wanted = [(prompt, seed + n) for prompt in prompts for n in range(samples)]
+    facts = {"model": name, "sample_rate": bundle.sample_rate, "sampling": dataclasses.asdict(sampling)}
+    starts = range(0, len(wanted), BATCH)
+    for start in progress.track(starts, "generate", len(starts), unit="batch"):
+        texts, seeds = map(list, zip(*wanted[start : start + BATCH], strict=True))
+        wavs = bundle.sample(texts, seeds, seconds, sampling)
+        for number, (text, own, wav) in enumerate(zip(texts, seeds, wavs, strict=True), start):
+            _write_clip(out / f"{number:03d}-{_slug(text)}-{own}.wav", wav, {"prompt": text, "seed": own, **facts})
+
+
+def _write_clip(path: Path, wav: "np.ndarray", facts: dict[str, Any]) -> None:
+    """The sound, and beside it how it was made."""
+    from siren import audio
+
+    audio.write(path, wav, facts["sample_rate"])
+    path.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
+    print(path)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "prompt"
+
+
+@app.command(rich_help_panel=PEOPLE)
+def promote(
+    model: Annotated[str, typer.Option(help="Name of the registered model.")] = "siren",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the comparison and change nothing.")] = False,
+) -> None:
+    """Make the challenger the champion, if it passes the gate."""
+    from siren.tracking import promotion
+
+    verdict = promotion.judge(model)
+    _print_verdict(verdict)
+    if verdict.champion and verdict.champion.number == verdict.challenger.number:
+        print(f"{verdict.challenger.uri} is the champion already")
+    elif dry_run and verdict.passed:
+        print(f"{verdict.challenger.uri} would become the champion")
+    else:
+        promotion.promote(verdict)
+        print(f"{verdict.challenger.uri} is the champion now")
+
+
+def _print_verdict(verdict: "Verdict") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    champion = f"champion {verdict.champion.uri}" if verdict.champion else "no champion yet"
+    table = Table("check", f"challenger {verdict.challenger.uri}", champion, "passed", "why")
+    for check in verdict.checks:
+        passed = {True: "yes", False: "NO", None: ""}[check.passed]
+        table.add_row(check.name, check.challenger, check.champion, passed, check.reason)
+    Console().print(table)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def params(
+    scale: Annotated[str, typer.Argument(help="A file of conf/scale: demo, small, ...")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Hydra overrides, such as align.steps=40.")] = None,
+) -> None:
+    """Compose params.yaml from conf/, as `dvc exp run -S scale=...` does, and check it."""
+    from siren import config
+
+    conf = Path("conf").resolve()
+    scales = sorted(p.stem for p in (conf / "scale").glob("*.yaml"))
+    if scale not in scales:
+        near = difflib.get_close_matches(scale, scales, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(scales) or 'none here'}"
+        raise ValueError(f"no scale {scale!r} in {conf / 'scale'}; {hint}")
+    from dvc.utils.hydra import compose_and_dump
+
+    partial = Path("params.partial.yaml")
+    try:
+        compose_and_dump(partial, str(conf), None, "config", "", [f"scale={scale}", *(overrides or [])])
+        config.load(partial)
+        os.replace(partial, "params.yaml")
+    finally:
+        partial.unlink(missing_ok=True)
+    print(f"params.yaml: scale {scale}")
+
+
+@track.command()
+def flush(
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for a store that does not answer.")] = 120.0,
+) -> None:
+    """Send every local record to MLflow now, or wait until the exporter has."""
+    from siren.tracking import export, lineage
+
+    root = lineage.project_root()
+    print(f"{export.flush(root, timeout)} runs are in MLflow")
 
 
 def main() -> None:
     """Run the command line. A user's mistake is one line and exit code 1; `SIREN_DEBUG=1` shows the traceback."""
     for name, function in stage_functions().items():
-        app.command(name, rich_help_panel="Stages, in order (settings from params.yaml)")(_verb(function))
+        app.command(name, rich_help_panel=STAGES)(_verb(function))
     try:
         app()
     except (ValueError, FileNotFoundError) as error:

@@ -27,17 +27,18 @@ LONGEST_WAIT = 30.0  # between two tries of a store that does not answer
 
 
 def start(root: Path) -> None:
-    """Start the exporter of the project at `root` unless one is alive. Takes milliseconds and never fails a stage."""
+    """Start the exporter of the project at `root` unless one is alive; takes milliseconds. `SIREN_EXPORT=0`: never."""
     with exclusive(root) as free:
         pass
-    if not free:
+    if not free or os.environ.get("SIREN_EXPORT") == "0":
         return
     command = [sys.executable, "-m", "siren.tracking.export", str(root)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(root / ".siren" / "exporter.log", "a") as log:
-        subprocess.Popen(
+        process = subprocess.Popen(
             command, cwd=root, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
+    process.returncode = 0  # it outlives this process; without this, Popen complains that nobody waited for it
 
 
 def flush(root: Path, timeout: float = 120.0) -> int:

@@ -74,6 +74,12 @@ def out_tags(folder: Path, record: dict[str, Any]) -> dict[str, str]:
     return {f"data.out.{out['path']}": _hash(out) for out in entry.get("outs", [])}
 
 
+def all_data(folder: Path) -> dict[str, str]:
+    """The hash of everything that the pipeline has made, by path: what a model that comes out of it stands on."""
+    entries = _locked(folder).values()
+    return {f"data.{out['path']}": _hash(out) for entry in entries for out in entry.get("outs", [])}
+
+
 def taken_over(folder: Path, record: dict[str, Any]) -> bool:
     """Whether dvc.lock says by now what became of a run that has ended, as far as it ever will."""
     if record["status"] != "FINISHED" or not alive(record["dvc"]):

@@ -131,10 +131,9 @@ def stage(name: str, config: Config, sections: Sequence[str] = ()) -> Iterator[R
         "settings": settings,
     }
     run = Run(root / ".siren" / "runs" / identity, record)
-    if os.environ.get("SIREN_EXPORT", "1") != "0":
-        from siren.tracking import export
+    from siren.tracking import export
 
-        export.start(root)
+    export.start(root)
     try:
         yield run
     except BaseException as error:
@@ -155,7 +154,9 @@ def _inside(key: str, section: str) -> bool:
 
 
 def _stepped(name: str, step: int | None) -> str:
-    return name if step is None else f"{name}-{step:06d}"
+    """Path parts are cut to a length that every file system takes; a caption may well be a name."""
+    short = "/".join(part[:120] for part in name.split("/"))
+    return short if step is None else f"{short}-{step:06d}"
 
 
 def _now() -> int:

@@ -14,6 +14,11 @@ from siren.tracking.lineage import project_root
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
 EXPERIMENT = "siren"
 DATABASE = "mlflow.db"
 
@@ -45,13 +50,14 @@ def find() -> str:
 
 def connect(uri: str) -> "MlflowClient":
     """A client for the tracking store and the registry at `uri`. Fails soon rather than late: callers retry."""
-    for name, value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     import logging
 
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # or it prints every migration of a new database
     from mlflow import MlflowClient
 
+    for name in ("mlflow", "alembic"):  # they would report every migration of a new database
+        logging.getLogger(name).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 

@@ -1,0 +1,137 @@
+"""The gate between challenger and champion.
+
+A challenger passes when its bytes are those that were registered, the required metrics are there, and, where there is
+a champion, it was measured on the same prompts by the same networks and is not worse than the champion by more than
+the champion's own interval. A first model passes the same gate without the comparison.
+"""
+
+import getpass
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from siren.tracking import registry, store
+from siren.tracking.registry import CHALLENGER, CHAMPION, METRICS, Version
+
+ARMS = ("aligned", "stage1")  # the first that was evaluated is the model that was registered
+GATE = {"event_accuracy": +1, "fad": -1}  # +1: more is better. No regression allowed beyond the interval
+SHOWN = {**GATE, "fd": -1, "kl": -1, "is": +1, "clap": +1, "both_heard": +1, "order": +1}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the comparison; `passed` is None for figures that are shown and do not decide."""
+
+    name: str
+    challenger: str
+    champion: str
+    passed: bool | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    challenger: Version
+    champion: Version | None
+    checks: list[Check]
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed is not False for check in self.checks)
+
+
+def judge(name: str, uri: str | None = None) -> Verdict:
+    """Compare the challenger of `name` with its champion. Raises ValueError where there is no challenger."""
+    uri = uri or store.find()
+    challenger = registry.version(f"models:/{name}@{CHALLENGER}", uri)
+    champion = _champion(name, uri)
+    try:
+        ours = read_metrics(registry.fetch(challenger) / METRICS)
+    except ValueError as error:
+        return Verdict(challenger, champion, [Check("sha256", "differs", "", False, str(error))])
+    same = Check("sha256", challenger.tags["sha256"][:12], champion.tags["sha256"][:12] if champion else "-", True)
+    theirs = read_metrics(registry.fetch(champion) / METRICS) if champion else None
+    return Verdict(challenger, champion, [same, *compare(ours, theirs)])
+
+
+def promote(verdict: Verdict) -> None:
+    """Move the alias, and leave a trace on both versions. Raises ValueError for a verdict that did not pass."""
+    if not verdict.passed:
+        failed = "; ".join(f"{c.name}: {c.reason}" for c in verdict.checks if c.passed is False)
+        raise ValueError(f"{verdict.challenger.uri} was not promoted: {failed}")
+    new, old = verdict.challenger, verdict.champion
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    trace = {
+        "promoted.at": now,
+        "promoted.by": getpass.getuser(),
+        "promoted.over": old.number if old else "none",
+        "promoted.gate": json.dumps([vars(check) for check in verdict.checks]),
+    }
+    for key, value in trace.items():
+        new.client.set_model_version_tag(new.name, new.number, key, value)
+    new.client.set_registered_model_alias(new.name, CHAMPION, new.number)
+    if old:
+        old.client.set_model_version_tag(old.name, old.number, "retired.at", now)
+        old.client.set_model_version_tag(old.name, old.number, "retired.by", new.number)
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """The figures of the registered model out of `reports/metrics.json`: name → value, low, high, key, and prompts."""
+    report = json.loads(path.read_text())
+    arms: dict[str, dict[str, Any]] = report.get("arms", {})
+    arm: dict[str, Any] = next((arms[name] for name in ARMS if name in arms), {})
+    figures = {key.split("@")[0]: {**entry, "key": key} for key, entry in arm.items() if isinstance(entry, dict)}
+    return {"figures": figures, "prompts": report.get("prompts", {})}
+
+
+def compare(ours: dict[str, Any], theirs: dict[str, Any] | None) -> list[Check]:
+    """The checks on metrics: required ones are there, and against a champion the same prompts and no regression."""
+    checks = []
+    if theirs is not None:
+        same = ours["prompts"] == theirs["prompts"]
+        reason = "" if same else "evaluated on other prompts than the champion; evaluate both on the same list"
+        checks.append(Check("prompts", _count(ours), _count(theirs), same, reason))
+    for name, sign in SHOWN.items():
+        mine, yours = ours["figures"].get(name), (theirs or {"figures": {}})["figures"].get(name)
+        required = name in GATE and not (name == "event_accuracy" and not ours["prompts"].get("one_event"))
+        if required:
+            reason = _fault(sign, mine, yours)
+            checks.append(Check(name, _figure(mine), _figure(yours), not reason, reason))
+        elif mine or yours:
+            checks.append(Check(name, _figure(mine), _figure(yours), None))
+    return checks
+
+
+def _fault(sign: int, mine: dict[str, Any] | None, yours: dict[str, Any] | None) -> str:
+    """Why a required figure does not pass; '' if it does."""
+    if mine is None or not math.isfinite(mine["value"]):
+        return "required, and missing or not a number among the challenger's metrics"
+    if yours is None:
+        return ""
+    if mine["key"] != yours["key"]:
+        return f"measured by another network ({mine['key']} against {yours['key']}), so not comparable"
+    bound = yours["low"] if sign > 0 else yours["high"]
+    if sign * (mine["value"] - bound) < 0:
+        return f"{mine['value']:.4g} is worse than {bound:.4g}, the end of the champion's interval"
+    return ""
+
+
+def _champion(name: str, uri: str) -> Version | None:
+    try:
+        return registry.version(f"models:/{name}@{CHAMPION}", uri)
+    except ValueError:
+        return None
+
+
+def _figure(entry: dict[str, Any] | None) -> str:
+    if entry is None:
+        return "-"
+    interval = f" [{entry['low']:.4g}, {entry['high']:.4g}]" if "low" in entry else ""
+    return f"{entry['value']:.4g}{interval}"
+
+
+def _count(metrics: dict[str, Any]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in metrics["prompts"].items() if count)

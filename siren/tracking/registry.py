@@ -1,0 +1,152 @@
+"""The registry of models: registering a challenger, and fetching a version with its bytes checked.
+
+A version is an MLflow pyfunc made from code (`siren/serving.py`), with the bundle that sampling needs, the metrics it
+was evaluated with and a model card. The bundle lists the sha256 of its files; a digest over all files of the MLflow
+model is a tag of the version, and fetching compares it, so that no file can change unnoticed.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from siren.tracking import export, lineage, records, store
+from siren.tracking.run import Run
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PACKAGE = Path(__file__).resolve().parents[1]
+CHALLENGER, CHAMPION = "challenger", "champion"
+BUNDLE, METRICS, CARD = "model", "metrics.json", "README.md"  # the artifacts of a version, by name
+EXAMPLE = {"prompt": ["a dog barks while rain falls"]}
+NOT_OURS = ("registered_model_meta", "__pycache__")  # what fetching or running a model may add to it
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of a registered model, and the client that knows it."""
+
+    name: str
+    number: str
+    tags: dict[str, str]
+    client: "MlflowClient"
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}/{self.number}"
+
+
+def register(run: Run, name: str, bundle: Path, metrics: Path, card: str, signature: Any) -> str:
+    """Make a bundle, its metrics and its card the next version of `name`, alias challenger; returns its number.
+
+    All runs are sent to MLflow first, so that the version belongs to a run that is there. Raises ValueError when the
+    store does not answer.
+    """
+    root = lineage.project_root()
+    export.flush(root)
+    uri = store.address(root)
+    number = _log_model(uri, records.read_state(run.folder)["mlflow_run"], name, bundle, metrics, card, signature)
+    client = store.connect(uri)
+    kept = {k: v for k, v in run.record["tags"].items() if k.startswith(("git.", "dvc.")) or k == "scale"}
+    tags = {**kept, **lineage.all_data(root), "sha256": digest(_download(f"models:/{name}/{number}", uri))}
+    for key, value in tags.items():
+        client.set_model_version_tag(name, number, key, value)
+    client.update_model_version(name, number, description=card)
+    client.set_registered_model_alias(name, CHALLENGER, number)
+    return number
+
+
+def _log_model(uri: str, run: str, name: str, bundle: Path, metrics: Path, card: str, signature: Any) -> str:
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=run):
+        folder = Path(scratch)
+        shutil.copytree(bundle, folder / BUNDLE)  # MLflow calls an artifact by the name of its folder
+        shutil.copyfile(metrics, folder / METRICS)
+        (folder / CARD).write_text(card)
+        code = shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+        logged = mlflow.pyfunc.log_model(
+            name=name,
+            python_model=str(code / "serving.py"),
+            artifacts={part: str(folder / part) for part in (BUNDLE, METRICS, CARD)},
+            code_paths=[str(code)],
+            pip_requirements=requirements(),
+            signature=signature,
+            input_example=EXAMPLE,
+            registered_model_name=name,
+        )
+    return str(logged.registered_model_version)
+
+
+def requirements() -> list[str]:
+    """What the model needs at run time, pinned to what is installed here; names and versions only, no addresses."""
+    from importlib.metadata import requires
+    from importlib.metadata import version as installed
+
+    names = [name for name in requires("siren") or [] if "extra ==" not in name]
+    return [f"{name}=={installed(name).split('+')[0]}" for name in (*names, "mlflow", "pandas")]
+
+
+def version(address: str, uri: str | None = None) -> Version:
+    """The version behind `models:/siren@champion` or `models:/siren/3`. Raises ValueError if there is none."""
+    from mlflow.exceptions import MlflowException
+
+    uri = uri or store.find()
+    client = store.connect(uri)
+    name, _, alias = address.removeprefix("models:/").partition("@")
+    name, _, number = name.partition("/")
+    if not name or bool(alias) == bool(number):
+        raise ValueError(f"{address!r} is no address of a model; write models:/NAME@ALIAS or models:/NAME/VERSION")
+    try:
+        found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+    except MlflowException as error:
+        raise ValueError(
+            f"no model {address} in the registry {uri} ({error.message}); the pipeline (dvc repro) registers a "
+            f"challenger, and `siren promote` makes it the champion"
+        ) from None
+    return Version(name, str(found.version), dict(found.tags), client)
+
+
+def fetch(found: Version) -> Path:
+    """The local folder of a version's artifacts, its bytes checked. Raises ValueError where they do not match."""
+    from siren.generate import bundle
+
+    folder = _download(found.uri, found.client.tracking_uri)
+    if digest(folder) != found.tags.get("sha256"):
+        bundle.verify(folder / "artifacts" / BUNDLE)  # names the file, where it is one of the bundle
+        raise ValueError(f"the files of {found.uri} in {folder} are not those that were registered; register it anew")
+    return folder / "artifacts"
+
+
+def open_bundle(address: str) -> tuple[Path, str]:
+    """The folder of the bundle behind a registry address or in a local folder, and the name to call it by."""
+    if address.startswith("models:"):
+        found = version(address)
+        return fetch(found) / BUNDLE, found.uri
+    folder = Path(address)
+    if not folder.is_dir():
+        raise ValueError(f"no folder {address}; --model takes models:/NAME@ALIAS or the folder of a model")
+    inside = folder / "artifacts" / BUNDLE  # the folder of an MLflow model
+    return (inside if inside.is_dir() else folder), str(folder)
+
+
+def digest(folder: Path) -> str:
+    """One sha256 over the names and bytes of all files of a folder."""
+    files = (p for p in folder.rglob("*") if p.is_file() and not set(p.parts) & set(NOT_OURS))
+    listing = {}
+    for path in files:
+        with open(path, "rb") as file:
+            listing[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(json.dumps(listing, sort_keys=True).encode()).hexdigest()
+
+
+def _download(address: str, uri: str) -> Path:
+    import mlflow
+
+    return Path(mlflow.artifacts.download_artifacts(address, tracking_uri=uri))
