@@ -95,7 +95,7 @@ def train_codec(
         optimiser.step()
         if output.codes is not None:
             count_usage(state.usage, output.codes)
-            if (step + 1) % recipe.revive_every == 0 and step < settings.steps // 2:
+            if (step + 1) % recipe.revive_every == 0 and step < settings.steps * 0.8:
                 revive(codec.quantizer, output.projected, state.usage < 1, generator)
                 state.usage.zero_()
         if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
