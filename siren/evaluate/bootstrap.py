@@ -1,0 +1,77 @@
+"""Intervals by the bootstrap: how far a figure would move with other test clips. Everything is seeded.
+
+Clips are drawn with replacement, always whole: whatever belongs to one prompt stays together. The intervals speak of
+the choice of prompts and of nothing else (one model, one sampling seed). For a share of 0 or 1 the interval is a
+point, since every resample is the same: read the count beside it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+LEVEL = 0.95
+
+
+class Interval(NamedTuple):
+    value: float
+    low: float
+    high: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+def mean(values: np.ndarray, resamples: int, seed: int, level: float = LEVEL) -> Interval:
+    """Percentile interval of a mean. [N] → interval. Raises ValueError for no values."""
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError(f"an interval needs at least one value; the shape is {values.shape}")
+    rows = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    return Interval(float(values.mean()), *_percentiles(values[rows].mean(1), level))
+
+
+def difference(a: np.ndarray, b: np.ndarray, resamples: int, seed: int, level: float = LEVEL) -> Interval:
+    """Percentile interval of mean(a - b), where row i of both belongs to prompt i. [N], [N] → interval"""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"a paired difference needs pairs; the shapes are {a.shape} and {b.shape}")
+    return mean(a - b, resamples, seed, level)
+
+
+def of_sets(
+    statistic: Callable[..., float],
+    sets: Sequence[np.ndarray],
+    resamples: int,
+    seed: int,
+    groups: np.ndarray | None = None,
+    level: float = LEVEL,
+) -> Interval:
+    """Interval of `statistic(*sets)`; row i of every set belongs to prompt i, and prompts are drawn for all at once.
+
+    With `groups` [N], prompts are drawn within each group, so that the groups keep their sizes. A Fréchet distance is
+    larger on a resample than on the set itself, because repeated clips hold less variety. The percentiles are
+    therefore shifted by that excess, the mean of the resamples minus the value, and never below zero.
+    """
+    count = len(sets[0])
+    if any(len(s) != count for s in sets):
+        raise ValueError(f"sets must be paired; they have {', '.join(str(len(s)) for s in sets)} rows")
+    value = statistic(*sets)
+    generator = np.random.default_rng(seed)
+    members = [np.flatnonzero(groups == g) for g in np.unique(groups)] if groups is not None else [np.arange(count)]
+    draws = []
+    for _ in range(resamples):
+        rows = np.arange(count)
+        for member in members:
+            rows[member] = generator.choice(member, size=len(member))
+        draws.append(statistic(*(s[rows] for s in sets)))
+    low, high = _percentiles(np.array(draws), level)
+    excess = float(np.mean(draws)) - value
+    return Interval(value, max(0.0, low - excess), max(0.0, high - excess))
+
+
+def _percentiles(draws: np.ndarray, level: float) -> tuple[float, float]:
+    tail = 100 * (1 - level) / 2
+    low, high = np.percentile(draws, [tail, 100 - tail])
+    return float(low), float(high)
