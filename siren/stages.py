@@ -6,6 +6,7 @@ each process loads only what it uses.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,20 @@ def segment(config: Config) -> None:
         run.summary(_account("segment", SEGMENTS, counts, quarantine))
 
 
+def caption(config: Config) -> None:
+    """One refined caption for each segment."""
+    from siren import shards
+    from siren.filter import caption as captions
+
+    with tracking.stage("caption", config, sections=("seed", "filter.caption")) as run:
+        segments = shards.read_shards(SEGMENTS, "segments", list(captions.SOURCE_COLUMNS))
+        table, quarantine, rules = captions.caption(segments, config.filter.caption.captioner, config.seed)
+        shards.write_table(CAPTIONS / "captions.parquet", table)
+        counts = {"in": segments.num_rows, "out": table.num_rows, "quarantined": len(quarantine)}
+        counts |= {f"rule/{name}": count for name, count in rules.items()}
+        run.summary(_account("caption", CAPTIONS, counts, quarantine))
+
+
 def codec(config: Config) -> None:
     """The RVQ codec: load the weights that the settings name, or train one on the segments; models/codec."""
     import torch
@@ -83,6 +98,139 @@ def codec(config: Config) -> None:
         for index, pair in enumerate(reconstructions(made, validation[:2], device)):
             for name, wav in zip(("real", "decoded"), pair, strict=True):
                 run.audio(f"held-out-{index}/{name}", wav, made.sample_rate)
+
+
+def judge(config: Config) -> None:
+    """The evaluating networks: load the weights that the settings name, or train them on the segments; models/judge."""
+    from siren.networks import judge as judges
+    from siren.randomness import item_seed
+    from siren.train.judge import quality, train_judge
+    from siren.train.loop import Checkpoint, digest
+
+    with tracking.stage("judge", config, sections=("seed", "audio", "networks.judge")) as run:
+        device, report = _device(), {}
+        validation = _labelled("val", config, judges.SAMPLE_RATE)
+        for name in judges.ROLES:
+            network, seed = judges.checked(getattr(config.networks.judge, name), name), item_seed(config.seed, name)
+            checkpoint = None
+            if network.weights is not None:
+                made, extra = judges.obtain(network, device), judges.extra(network.weights)
+            else:
+                assert network.training is not None  # config.Network holds one of the two
+                wavs, labels = _labelled("train", config, judges.SAMPLE_RATE)
+                made_with = [_hash(path) for path in sorted(SEGMENTS.glob("segments-*.parquet"))]
+                checkpoint = Checkpoint(CHECKPOINTS / f"judge-{name}", digest([to_dict(network), seed, made_with]))
+                made = judges.build(network, sorted({label for clip in labels for label in clip}), seed)
+                log = _prefixed(run.log, name)
+                train_judge(made, wavs, labels, network.training, seed, log, device, checkpoint)
+                extra = {"recipe": to_dict(network.training), "seed": seed, "licence": "Apache-2.0"}
+            report[name] = quality(made, *validation, device)
+            judges.save(MODELS / "judge" / name, made, extra | {"quality": report[name]})
+            if checkpoint:
+                checkpoint.clear()
+        _write_report("networks/judge.json", report)
+        run.summary({k: v for k, v in flatten(report).items() if v is not None})
+
+
+def score(config: Config) -> None:
+    """CLAP cosine of every segment and of every crop with its caption."""
+    import pyarrow.parquet as pq
+
+    from siren import shards
+    from siren.filter import score as scores
+    from siren.networks import clap as claps
+
+    with tracking.stage("score", config, sections=("audio", "filter.score")) as run:
+        rate, settings = config.audio.sample_rate, config.filter.score
+        captions = dict(zip(*pq.read_table(CAPTIONS / "captions.parquet").select(["id", "caption"]).to_pydict().values()))
+        segments = shards.read_shards(SEGMENTS, "segments", ["id", "num_samples", "pcm"])
+        rows = [row for row, name in enumerate(segments["id"].to_pylist()) if name in captions]
+        ids, lengths = (segments[column].take(rows).to_pylist() for column in ("id", "num_samples"))
+        crop, step = round(settings.crop_seconds * rate), round(settings.crop_step_seconds * rate)
+        table, quarantine = scores.score_pairs(
+            claps.load(MODELS / "clap", _device()),
+            ids,
+            shards.pcm_array(segments["pcm"])[rows],
+            [captions[name] for name in ids],
+            [scores.crop_offsets(length, config.audio.segment_samples, crop, step) for length in lengths],
+            crop,
+            rate,
+            settings.batch_size,
+            _device(),
+        )
+        shards.write_table(SCORES / "scores.parquet", table)
+        counts = {"in": len(captions), "out": table.num_rows, "quarantined": len(quarantine)}
+        run.summary(_account("score", SCORES, counts, quarantine))
+
+
+def select(config: Config) -> None:
+    """Scores to splits: stage-1 corpus, alignment prompts, validation and test."""
+    import pyarrow.parquet as pq
+
+    from siren import shards
+    from siren.filter import select as selection
+
+    with tracking.stage("select", config, sections=("seed", "filter.select")) as run:
+        segments = shards.read_shards(SEGMENTS, "segments", ["id", "labels", "relation", "recording_id", "split"])
+        tables = [pq.read_table(CAPTIONS / "captions.parquet"), pq.read_table(SCORES / "scores.parquet")]
+        splits, funnel = selection.select(segments, *tables, config.filter.select, config.seed)
+        for name, table in splits.items():
+            shards.write_table(SPLITS / f"{name}.parquet", table)
+        (SPLITS / "summary.json").write_text(json.dumps(funnel, indent=1) + "\n")
+        run.summary(funnel)
+        print("select: " + ", ".join(f"{name} {count}" for name, count in funnel.items()))
+
+
+def validate(config: Config) -> None:
+    """The gate: every table against its suite; Data Docs. A demand that fails stops the pipeline."""
+    import pyarrow.parquet as pq
+
+    from siren import shards
+    from siren.filter import validate as gate
+
+    with tracking.stage("validate", config, sections=("filter.validate",)) as run:
+        stages = {"fetch": CLIPS, "segment": SEGMENTS, "caption": CAPTIONS, "score": SCORES}
+        corpus = gate.Corpus(
+            clips=pq.read_table(CLIPS / "clips.parquet"),
+            segments=shards.read_shards(
+                SEGMENTS, "segments", ["id", "clip_id", "recording_id", "num_samples", "snr_db", "split"]
+            ),
+            captions=pq.read_table(CAPTIONS / "captions.parquet"),
+            scores=pq.read_table(SCORES / "scores.parquet"),
+            splits={path.stem: pq.read_table(path) for path in sorted(SPLITS.glob("*.parquet"))},
+            quarantined={name: shards.read_quarantine(folder) for name, folder in stages.items()},
+            fetched=json.loads((CLIPS / "summary.json").read_text())["in"],
+        )
+        report = gate.validate(corpus, config)
+        gate.write(report, REPORTS / "data")
+        failing = sum(not check.holds for check in report.checks)
+        run.summary({"demands": len(report.checks), "failing": failing})
+        run.artifact(REPORTS / "data")
+        print(f"validate: {len(report.checks)} demands on {len(report.pages)} tables, {failing} failing")
+        gate.gate(report)
+
+
+def tokenize(config: Config) -> None:
+    """Segments and captions to token shards: codes, text states, crops."""
+    import pyarrow.parquet as pq
+
+    from siren import shards
+    from siren.encode import tokenize as tokens
+    from siren.networks import clap as claps
+    from siren.networks import codec as codecs
+
+    with tracking.stage("tokenize", config, sections=("encode.tokenize",)) as run:
+        codec, clap = (networks.load(MODELS / name, _device()) for name, networks in (("codec", codecs), ("clap", claps)))
+        segments = shards.read_shards(SEGMENTS, "segments", ["id", "num_samples", "pcm"])
+        splits = {path.stem: pq.read_table(path) for path in sorted(SPLITS.glob("*.parquet"))}
+        settings, rate = config.encode.tokenize, config.audio.sample_rate
+        made = {}
+        for split, table in tokens.tokenize(codec, clap, segments, splits, rate, settings.batch_size, _device()):
+            shards.write_shards(TOKENS, split, table, settings.shard_rows, tokens.metadata(codec, clap))
+            made[split] = table.num_rows
+        run.summary({f"pairs/{split}": count for split, count in made.items()})
+        pairs = sum(table.num_rows for table in splits.values())
+        print(f"tokenize: {pairs} in, {sum(made.values())} out ({', '.join(f'{k} {v}' for k, v in made.items())})")
 
 
 def stage1(config: Config, k: int) -> None:
@@ -292,6 +440,28 @@ def _waveforms(split: str) -> Any:
     if table.num_rows == 0:
         raise ValueError(f"no segment of split {split!r} in {SEGMENTS}; give the source clips of that split")
     return shards.pcm_array(table["pcm"])
+
+
+def _prefixed(log: Callable[[int, dict[str, float]], None], name: str) -> Callable[[int, dict[str, float]], None]:
+    """The same log with `name/` before every metric, for stages that train more than one network."""
+    return lambda step, metrics: log(step, {f"{name}/{key}": value for key, value in metrics.items()})
+
+
+def _labelled(split: str, config: Config, sample_rate: int) -> tuple[Any, list[list[str]]]:
+    """Segments of one split as int16 [N, S] at `sample_rate`, with their labels; none where the split has none."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    from siren import audio, shards
+
+    table = shards.read_shards(SEGMENTS, "segments", ["split", "labels", "pcm"])
+    table = table.filter(pc.equal(table["split"], split))
+    wavs, labels = shards.pcm_array(table["pcm"]), table["labels"].to_pylist()
+    if config.audio.sample_rate != sample_rate and len(wavs):
+        scale = np.float32(shards.FULL_SCALE)
+        moved = (audio.resample(wav / scale, config.audio.sample_rate, sample_rate) for wav in wavs)
+        wavs = np.stack([np.round(np.clip(wav, -1, 1) * scale).astype(np.int16) for wav in moved])
+    return wavs, labels
 
 
 def _write_report(name: str, report: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from siren.config import Training
 from siren.networks.judge import Judge
 from siren.progress import track
-from siren.train.loop import Log, adamw, learning_rate, set_learning_rate
+from siren.train.loop import Checkpoint, Log, adamw, learning_rate, set_learning_rate
 
 MIX_SHARE = 0.5  # of the pairs drawn in which both clips have one event
 MIX_DB, GAIN_DB, NOISE_DB, TILT = 6.0, (-12.0, 6.0), (15.0, 60.0), 0.5
@@ -31,10 +31,12 @@ def train_judge(
     seed: int,
     log: Log,
     device: str = "cpu",
+    checkpoint: Checkpoint | None = None,
 ) -> None:
     """Fit `model.logits` to the labels of int16 clips [N, S] at 16 kHz, in place; it is left in evaluation mode.
 
-    Clips without labels are not trained on. Raises ValueError where no clip has any.
+    Clips without labels are not trained on. With a `checkpoint` it resumes where that one stands and saves every
+    `checkpoint_every` steps. Raises ValueError where no clip has a label.
     """
     targets = multi_hot(labels, model.labels)
     known = torch.from_numpy(np.flatnonzero(targets.sum(1)))
@@ -44,10 +46,11 @@ def train_judge(
     generator = torch.Generator().manual_seed(seed)
     model.to(device).train()
     optimiser = adamw(model, settings)
-    total = torch.zeros((), device=device)
-    for step in track(range(settings.steps), f"training {model.name}", unit="step"):
+    done = checkpoint.restore(model, optimiser, generator)[0] if checkpoint else 0
+    steps = range(done, settings.steps)
+    for step in track(steps, f"training {model.name}", total=settings.steps, initial=done, unit="step"):
         rows = known[torch.randint(len(known), (2, settings.batch_size), generator=generator)]
-        wav = torch.from_numpy(wavs[rows.numpy()]).to(device).float() / 32768  # [2, B, S]
+        wav = torch.from_numpy(wavs[rows.numpy()]).to(device).float() / 32767  # [2, B, S]
         wav, target = augment(wav, all_targets[rows].to(device), generator)
         with torch.random.fork_rng(devices=[] if device == "cpu" else [torch.device(device)]):
             torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))  # dropout draws from torch's own
@@ -55,12 +58,12 @@ def train_judge(
         set_learning_rate(optimiser, learning_rate(step, settings))
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
         optimiser.step()
-        total += loss.detach()
-        if (step + 1) % settings.log_every == 0:
-            log(step + 1, {"loss": float(total) / settings.log_every, "lr": learning_rate(step, settings)})
-            total.zero_()
+        if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
+            log(step + 1, {"loss": loss.item(), "grad_norm": norm.item(), "lr": learning_rate(step, settings)})
+        if checkpoint and (step + 1) % settings.checkpoint_every == 0:
+            checkpoint.save(step + 1, model, optimiser, generator)
     model.eval()
 
 
@@ -103,35 +106,38 @@ def clip_logits(model: Judge, wavs: np.ndarray, batch_size: int = 64, device: st
     """Logits of int16 clips [N, S]. float32 [N, C]"""
     model.to(device).eval()
     starts = track(range(0, len(wavs), batch_size), f"hearing with {model.name}", unit="batch")
-    outputs = [model.logits(torch.from_numpy(wavs[i : i + batch_size]).to(device).float() / 32768) for i in starts]
+    outputs = [model.logits(torch.from_numpy(wavs[i : i + batch_size]).to(device).float() / 32767) for i in starts]
     return torch.cat(outputs).cpu().numpy() if outputs else np.zeros((0, len(model.labels)), np.float32)
 
 
 def quality(model: Judge, wavs: np.ndarray, labels: Sequence[Sequence[str]], device: str = "cpu") -> dict[str, Any]:
     """How well a judge hears held-out int16 clips [N, S]: shares in [0, 1], null where there is no such clip.
 
-    one_event_accuracy: the highest logit is the event. both_heard: both events have probability 0.5 or more;
-    both_top_two: both are the two highest. events: accuracy of each. intruders: mean number of further events that
-    a clip is said to hold.
+    one_event_accuracy: the highest logit is the event; accuracy_X is that of event X. both_heard: both events have
+    probability 0.5 or more; both_top_two: both are the two highest. intruders: mean number of further events that a
+    clip is said to hold. unknown_clips have no label or one that the judge lacks (as published weights may) and are
+    left out of everything else.
     """
-    targets = multi_hot(labels, model.labels).astype(bool)
-    logits = clip_logits(model, wavs, device=device)
-    count = targets.sum(1)
+    known = [i for i, clip in enumerate(labels) if clip and set(clip) <= set(model.labels)]
+    targets = multi_hot([labels[i] for i in known], model.labels).astype(bool)
+    logits = clip_logits(model, wavs[known], device=device)
+    rows, count = np.arange(len(known)), targets.sum(1)
     heard = np.asarray(logits >= 0)  # probability 0.5
-    top = np.asarray(logits.argmax(1))
     one, two = np.asarray(count == 1), np.asarray(count == 2)
-    named = targets[np.arange(len(top)), top]
-    second = np.argsort(-logits, axis=1)[:, :2]
-    both_top = np.take_along_axis(targets, second, 1).all(1)
-    events = {name: _share(named[one & targets[:, i]]) for i, name in enumerate(model.labels)}
+    ranked = np.argsort(-logits, axis=1, kind="stable")[:, :2]
+    top_right = np.take_along_axis(targets, ranked, axis=1)
+    named = np.all(top_right[:, :1], axis=1)
+    present = [name for i, name in enumerate(model.labels) if targets[one, i].any()]
+    of_event = {name: rows[one & targets[:, model.labels.index(name)]] for name in present}
     return {
         "one_event_clips": int(one.sum()),
         "one_event_accuracy": _share(named[one]),
         "two_event_clips": int(two.sum()),
         "both_heard": _share(np.all(heard | ~targets, axis=1)[two]),
-        "both_top_two": _share(both_top[two]),
-        "intruders": _share(np.sum(heard & ~targets, axis=1)[count > 0]),
-        "events": events,
+        "both_top_two": _share(np.all(top_right, axis=1)[two]),
+        "intruders": _share(np.sum(heard & ~targets, axis=1)),
+        "unknown_clips": len(labels) - len(known),
+        **{f"accuracy_{name}": _share(named[of_event[name]]) for name in present},
     }
 
 

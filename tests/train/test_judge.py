@@ -1,5 +1,8 @@
 """A judge is trained on clips that are heard differently every time, learns them, and is trained the same again."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ import torch
 from siren.config import Network, Training
 from siren.networks import judge as judges
 from siren.train.judge import augment, clip_logits, multi_hot, quality, train_judge
+from siren.train.loop import Checkpoint
 
 NAMES = ["high", "low", "noise"]
 SETTINGS = Training(
@@ -74,6 +78,30 @@ def test_the_same_seed_gives_the_same_bytes(kind: str) -> None:
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
+def test_a_training_that_was_killed_ends_with_the_same_weights(tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def until(last: int) -> Callable[[int, dict[str, float]], None]:
+        def log(step: int, metrics: dict[str, float]) -> None:
+            if step == last:
+                raise Killed
+
+        return log
+
+    settings = Training(**{**vars(SETTINGS), "steps": 8, "log_every": 1, "checkpoint_every": 3})
+    wavs, labels = corpus(60, seed=1)
+    whole, resumed = build("cnn14"), build("cnn14")
+    train_judge(whole, wavs, labels, settings, 0, until(99))
+    with pytest.raises(Killed):
+        train_judge(resumed, wavs, labels, settings, 0, until(5), checkpoint=Checkpoint(tmp_path, "a"))
+    steps = []
+    again = build("cnn14", seed=9)
+    train_judge(again, wavs, labels, settings, 0, lambda s, _: steps.append(s), checkpoint=Checkpoint(tmp_path, "a"))
+    assert steps == [4, 5, 6, 7, 8]
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))
+
+
 def test_training_leaves_torchs_own_generator_alone() -> None:
     before = torch.get_rng_state()
     trained("cnn14", steps=6)
@@ -137,14 +165,14 @@ class Table(torch.nn.Module):
     labels, name = NAMES, "table"
 
     def logits(self, wav: torch.Tensor) -> torch.Tensor:
-        return torch.round(wav[:, :3] * 32768)
+        return torch.round(wav[:, :3] * 32767)
 
 
 def test_quality_worked_out_by_hand() -> None:
     wavs = np.array(
-        [[5, -1, -1], [5, 1, -1], [-3, -2, -9], [2, 2, -1], [2, -1, 1], [-1, 9, 1]], np.int16
+        [[5, -1, -1], [5, 1, -1], [-3, -2, -9], [2, 2, -1], [2, -1, 1], [-1, 9, 1], [9, 9, 9]], np.int16
     )  # logits of high, low, noise
-    labels = [["high"], ["high"], ["high"], ["high", "low"], ["high", "low"], []]
+    labels = [["high"], ["high"], ["high"], ["high", "low"], ["high", "low"], [], ["cat"]]
     assert quality(Table(), wavs, labels) == {
         "one_event_clips": 3,
         "one_event_accuracy": pytest.approx(2 / 3, abs=1e-6),  # the third names "low"
@@ -152,13 +180,18 @@ def test_quality_worked_out_by_hand() -> None:
         "both_heard": 0.5,
         "both_top_two": 0.5,
         "intruders": pytest.approx(2 / 5),  # "low" in the second clip, "noise" in the fifth
-        "events": {"high": pytest.approx(2 / 3, abs=1e-6), "low": None, "noise": None},
+        "unknown_clips": 2,
+        "accuracy_high": pytest.approx(2 / 3, abs=1e-6),
     }
 
 
 def test_no_clips_have_no_quality() -> None:
-    found = quality(Table(), np.zeros((0, 100), np.int16), [])
-    assert (found["one_event_accuracy"], found["both_heard"], found["one_event_clips"]) == (None, None, 0)
+    headless = judges.build(Network("vggish", None, ARCHITECTURES["vggish"], SETTINGS), [], seed=0)
+    for found in (
+        quality(Table(), np.zeros((0, 100), np.int16), []),
+        quality(headless, np.zeros((2, 100), np.int16), [["high"], ["low"]]),
+    ):
+        assert (found["one_event_accuracy"], found["both_heard"], found["one_event_clips"]) == (None, None, 0)
 
 
 def test_logits_come_in_the_order_of_the_clips_whatever_the_batch() -> None:

@@ -19,9 +19,27 @@ from siren.networks.judge import cnn14, vggish
 from siren.networks.judge.cnn14 import Cnn14, Cnn14Config, Cnn14Output
 from siren.networks.judge.vggish import Vggish, VggishConfig
 
-__all__ = ["JUDGES", "Cnn14", "Cnn14Output", "Judge", "Vggish", "build", "load", "obtain", "published", "save"]
+__all__ = [
+    "JUDGES",
+    "ROLES",
+    "SAMPLE_RATE",
+    "Cnn14",
+    "Cnn14Output",
+    "Judge",
+    "Vggish",
+    "build",
+    "checked",
+    "extra",
+    "load",
+    "obtain",
+    "published",
+    "save",
+]
 
 Judge = Cnn14 | Vggish
+ROLES = {"panns": "cnn14", "vggish": "vggish"}  # section of the settings → the network that the evaluation needs there
+SAMPLE_RATE = cnn14.SAMPLE_RATE
+assert vggish.SAMPLE_RATE == SAMPLE_RATE
 
 
 def _cnn14(architecture: dict[str, Any], labels: Sequence[str]) -> Cnn14:
@@ -83,6 +101,15 @@ def published(network: settings.Network, device: str = "cpu") -> Judge:
     return judge.eval().to(device)
 
 
+def checked(network: settings.Network, role: str) -> settings.Network:
+    """The section `networks.judge.<role>`, if it names the network that the evaluation needs there."""
+    settings.require(
+        network.backend == ROLES[role],
+        f"networks.judge.{role}.backend is {network.backend!r}; the metrics are defined on {ROLES[role]!r}",
+    )
+    return network
+
+
 def obtain(network: settings.Network, device: str = "cpu") -> Judge:
     """The judge that `network.weights` names: a folder of this project or a published file."""
     assert network.weights is not None
@@ -95,6 +122,11 @@ def obtain(network: settings.Network, device: str = "cpu") -> Judge:
     if judge.kind != network.backend:
         raise ValueError(f"{path} holds a {judge.kind}; the settings ask for {network.backend}")
     return judge
+
+
+def extra(weights: str) -> dict[str, Any]:
+    """What the sidecar of saved weights tells beyond their config; for a published file, its name."""
+    return store.read_sidecar(weights)["extra"] if Path(weights).is_dir() else {"weights": Path(weights).name}
 
 
 def _known(backend: str) -> str:
