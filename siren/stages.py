@@ -141,25 +141,12 @@ def score(config: Config) -> None:
     from siren.networks import clap as claps
 
     with tracking.stage("score", config, sections=("audio", "filter.score")) as run:
-        rate, settings = config.audio.sample_rate, config.filter.score
-        captions = dict(zip(*pq.read_table(CAPTIONS / "captions.parquet").select(["id", "caption"]).to_pydict().values()))
+        captions = pq.read_table(CAPTIONS / "captions.parquet")
         segments = shards.read_shards(SEGMENTS, "segments", ["id", "num_samples", "pcm"])
-        rows = [row for row, name in enumerate(segments["id"].to_pylist()) if name in captions]
-        ids, lengths = (segments[column].take(rows).to_pylist() for column in ("id", "num_samples"))
-        crop, step = round(settings.crop_seconds * rate), round(settings.crop_step_seconds * rate)
-        table, quarantine = scores.score_pairs(
-            claps.load(MODELS / "clap", _device()),
-            ids,
-            shards.pcm_array(segments["pcm"])[rows],
-            [captions[name] for name in ids],
-            [scores.crop_offsets(length, config.audio.segment_samples, crop, step) for length in lengths],
-            crop,
-            rate,
-            settings.batch_size,
-            _device(),
-        )
+        clap = claps.load(MODELS / "clap", _device())
+        table, quarantine = scores.score(clap, segments, captions, config.audio, config.filter.score, _device())
         shards.write_table(SCORES / "scores.parquet", table)
-        counts = {"in": len(captions), "out": table.num_rows, "quarantined": len(quarantine)}
+        counts = {"in": captions.num_rows, "out": table.num_rows, "quarantined": len(quarantine)}
         run.summary(_account("score", SCORES, counts, quarantine))
 
 
@@ -172,12 +159,12 @@ def select(config: Config) -> None:
 
     with tracking.stage("select", config, sections=("seed", "filter.select")) as run:
         segments = shards.read_shards(SEGMENTS, "segments", ["id", "labels", "relation", "recording_id", "split"])
-        tables = [pq.read_table(CAPTIONS / "captions.parquet"), pq.read_table(SCORES / "scores.parquet")]
-        splits, funnel = selection.select(segments, *tables, config.filter.select, config.seed)
+        captions, scores = (pq.read_table(CAPTIONS / "captions.parquet"), pq.read_table(SCORES / "scores.parquet"))
+        splits, funnel = selection.select(segments, captions, scores, config.filter.select, config.seed)
         for name, table in splits.items():
             shards.write_table(SPLITS / f"{name}.parquet", table)
         (SPLITS / "summary.json").write_text(json.dumps(funnel, indent=1) + "\n")
-        run.summary(funnel)
+        run.summary({name: float(count) for name, count in funnel.items()})
         print("select: " + ", ".join(f"{name} {count}" for name, count in funnel.items()))
 
 
@@ -220,7 +207,7 @@ def tokenize(config: Config) -> None:
     from siren.networks import codec as codecs
 
     with tracking.stage("tokenize", config, sections=("encode.tokenize",)) as run:
-        codec, clap = (networks.load(MODELS / name, _device()) for name, networks in (("codec", codecs), ("clap", claps)))
+        codec, clap = codecs.load(MODELS / "codec", _device()), claps.load(MODELS / "clap", _device())
         segments = shards.read_shards(SEGMENTS, "segments", ["id", "num_samples", "pcm"])
         splits = {path.stem: pq.read_table(path) for path in sorted(SPLITS.glob("*.parquet"))}
         settings, rate = config.encode.tokenize, config.audio.sample_rate
