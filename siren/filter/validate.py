@@ -1,0 +1,263 @@
+"""The data gate: Great Expectations suites on every table; a failing one stops the pipeline and names the rows.
+
+What is true across tables is put into small tables of its own (`accounting`, `recordings`, `sizes`), so that every
+demand is an ordinary expectation and appears in the Data Docs. Unusual: the Data Docs pages are rendered here, with
+times and random ids taken out, because the folder is a pipeline output and must not change when nothing changed.
+Their style sheets are fetched from the web by the browser; `index.html` and `checks.json` beside them need nothing.
+great_expectations takes seconds to import and is imported only here, inside functions.
+"""
+
+import html
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from siren.config import Audio, Config
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+HINTS = ("train", "val", "test")
+UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+SPLIT_OF = {"stage1": "train", "rl": "train", "val": "val", "test": "test"}
+
+
+class GateError(ValueError):
+    """The data is not what the pipeline promises; the message names the tables, the demands and the rows."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All tables before tokens. `quarantined` has the quarantine of each stage, `fetched` what fetch started from."""
+
+    clips: pa.Table
+    segments: pa.Table  # pcm is not needed
+    captions: pa.Table
+    scores: pa.Table
+    splits: dict[str, pa.Table]
+    quarantined: dict[str, pa.Table]
+    fetched: int
+
+
+@dataclass(frozen=True)
+class Check:
+    """The outcome of one expectation on one table."""
+
+    table: str
+    demand: str
+    holds: bool
+    rows: int  # looked at
+    failing: int
+    examples: tuple[str, ...]  # of failing rows, at most 5
+
+
+@dataclass(frozen=True)
+class Report:
+    checks: tuple[Check, ...]
+    pages: dict[str, str]  # table → Data Docs page
+
+
+def validate(corpus: Corpus, config: Config) -> Report:
+    """Hold every table against its suite. Does not raise where a demand fails: see `gate`."""
+    frames = tables(corpus)
+    demands = suites(config)
+    checks: list[Check] = []
+    pages = {}
+    context = _context()
+    for name, frame in frames.items():
+        result = _run(context, name, frame, demands[name])
+        checks += [_check(name, frame, outcome) for outcome in result.results]
+        pages[name] = _page(result)
+    return Report(tuple(checks), pages)
+
+
+def gate(report: Report) -> None:
+    """Raises `GateError` when a demand fails."""
+    failed = [check for check in report.checks if not check.holds]
+    if failed:
+        lines = [f"{c.table}: {c.demand}: {c.failing} of {c.rows} rows, e.g. {', '.join(c.examples)}" for c in failed]
+        raise GateError("the data gate failed:\n  " + "\n  ".join(lines))
+
+
+def write(report: Report, folder: Path) -> None:
+    """index.html and checks.json (nothing else needed to read them), and one Data Docs page for each table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "checks.json").write_text(json.dumps([asdict(check) for check in report.checks], indent=1) + "\n")
+    for table, page in report.pages.items():
+        (folder / f"{table}.html").write_text(page, encoding="utf-8")
+    (folder / "index.html").write_text(_index(report), encoding="utf-8")
+
+
+def tables(corpus: Corpus) -> dict[str, "pd.DataFrame"]:
+    """The frames that the suites look at: each table with lists counted, and what is true across tables."""
+    import pandas as pd
+
+    splits = {
+        name: table.select(["id", "caption", "recording_id", "score", "crop_offsets"]).to_pandas()
+        for name, table in corpus.splits.items()
+    }
+    pairs = pd.concat([frame.assign(split=name) for name, frame in splits.items()], ignore_index=True)
+    parts = pairs.assign(part=pairs["split"].map(SPLIT_OF)).groupby("recording_id")["part"].agg(["nunique", "unique"])
+    frames = {
+        "clips": corpus.clips.to_pandas(),
+        "segments": corpus.segments.select([c for c in corpus.segments.column_names if c != "pcm"]).to_pandas(),
+        "captions": corpus.captions.to_pandas(),
+        "scores": corpus.scores.to_pandas(),
+        "splits": pairs,
+    }
+    for frame in frames.values():
+        for column in ("captions", "labels", "candidates", "crop_offsets", "crop_scores", "rules"):
+            if column in frame:
+                frame[f"num_{column}"] = frame.pop(column).map(len)
+    clips = frames["clips"]
+    clips["num_texts"] = clips["num_captions"] + clips["num_labels"]
+    frames["recordings"] = pd.DataFrame({"recording_id": parts.index, "num_splits": parts["nunique"].to_numpy()})
+    frames["sizes"] = pd.DataFrame({"split": list(splits), "pairs": [len(frame) for frame in splits.values()]})
+    frames["accounting"] = accounting(corpus)
+    return frames
+
+
+def accounting(corpus: Corpus) -> "pd.DataFrame":
+    """For every stage: how many came in, went out and were quarantined, and how many are lost (must be 0)."""
+    import pandas as pd
+
+    clips, segments = set(corpus.clips["id"].to_pylist()), set(corpus.segments["id"].to_pylist())
+    captions, scores = set(corpus.captions["id"].to_pylist()), set(corpus.scores["id"].to_pylist())
+    items = {stage: set(table["item"].to_pylist()) for stage, table in corpus.quarantined.items()}
+    cut = set(corpus.segments["clip_id"].to_pylist())
+    left_out = {re.sub(r"-\d{3,}$", "", item) if item not in clips else item for item in items["segment"]} - cut
+    rows = [
+        ("fetch", corpus.fetched, len(clips), corpus.quarantined["fetch"].num_rows),
+        ("segment", len(clips), len(cut & clips), len(left_out & clips)),
+        ("caption", len(segments), len(captions & segments), len(items["caption"] & segments)),
+        ("score", len(captions), len(scores & captions), len(items["score"] & captions)),
+    ]
+    frame = pd.DataFrame(rows, columns=["stage", "came_in", "went_out", "quarantined"])
+    frame["lost"] = frame["came_in"] - frame["went_out"] - frame["quarantined"]
+    earlier = frame["quarantined"].cumsum()
+    frame["share_quarantined"] = earlier / max(1, corpus.fetched)
+    frame.loc[2:, "share_quarantined"] = 0.0  # those two count segments, not clips
+    return frame
+
+
+def suites(config: Config) -> dict[str, list[Any]]:
+    """Table → its expectations."""
+    import great_expectations.expectations as gxe
+
+    def unique_ids(column: str = "id") -> list[Any]:
+        return [gxe.ExpectColumnValuesToNotBeNull(column=column), gxe.ExpectColumnValuesToBeUnique(column=column)]
+
+    def between(column: str, low: float | None, high: float | None = None) -> Any:
+        return gxe.ExpectColumnValuesToBeBetween(column=column, min_value=low, max_value=high)
+
+    def cosine() -> list[Any]:
+        return [gxe.ExpectColumnValuesToNotBeNull(column="score"), between("score", -1.0, 1.0)]
+
+    hint = gxe.ExpectColumnValuesToBeInSet(column="split", value_set=list(HINTS))
+    text = [
+        gxe.ExpectColumnValuesToNotBeNull(column="caption"),
+        gxe.ExpectColumnValuesToMatchRegex(column="caption", regex=r"^\S(.*\S)?$"),  # neither empty nor padded
+    ]
+    audio: Audio = config.audio
+    longest = audio.segment_samples
+    shortest = int(0.99 * audio.sample_rate * min(config.collect.segment.min_seconds, audio.segment_seconds))
+    allowed = config.filter.validate.max_quarantined
+    return {
+        "clips": [*unique_ids(), gxe.ExpectColumnValuesToBeUnique(column="path"), hint, between("num_texts", 1)],
+        "segments": [
+            *unique_ids(),
+            hint,
+            between("num_samples", max(1, shortest), longest),
+            between("snr_db", config.collect.segment.min_snr_db),
+        ],
+        "captions": [*unique_ids(), *text, between("num_candidates", 1)],
+        "scores": [*unique_ids(), *cosine(), between("num_crop_offsets", 1)],
+        "splits": [
+            gxe.ExpectCompoundColumnsToBeUnique(column_list=["split", "id"]),
+            gxe.ExpectColumnValuesToBeInSet(column="split", value_set=list(SPLIT_OF)),
+            *text,
+            *cosine(),
+            between("num_crop_offsets", 1),
+        ],
+        "recordings": [between("num_splits", 1, 1)],
+        "sizes": [between("pairs", 1)],
+        "accounting": [between("lost", 0, 0), between("share_quarantined", 0.0, allowed)],
+    }
+
+
+def _context() -> Any:
+    import great_expectations as gx
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    return context
+
+
+def _run(context: Any, name: str, frame: "pd.DataFrame", expectations: list[Any]) -> Any:
+    import great_expectations as gx
+
+    source = context.data_sources.add_pandas(name)
+    data = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe(name)
+    suite = context.suites.add(gx.ExpectationSuite(name, expectations=[e.model_copy() for e in expectations]))
+    definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=data, suite=suite))
+    form = {"result_format": "COMPLETE", "unexpected_index_column_names": [frame.columns[0]]}
+    return definition.run(batch_parameters={"dataframe": frame}, result_format=form)
+
+
+def _check(table: str, frame: "pd.DataFrame", outcome: Any) -> Check:
+    config, result = outcome.expectation_config, outcome.result
+    if outcome.exception_info.get("raised_exception"):
+        raise RuntimeError(f"{table}: {config.type} could not be computed: {outcome.exception_info}")
+    arguments = {k: v for k, v in config.kwargs.items() if k != "batch_id" and v is not None}
+    demand = f"{config.type} ({', '.join(f'{key} {value}' for key, value in arguments.items())})"
+    key = frame.columns[0]
+    column = arguments.get("column", key)
+    examples = [
+        str(row[key]) + (f" ({row[column]})" if column != key and column in row else "")
+        for row in (result.get("unexpected_index_list") or [])[:5]
+    ]
+    return Check(table, demand, bool(outcome.success), len(frame), result.get("unexpected_count", 0), tuple(examples))
+
+
+def _page(result: Any) -> str:
+    """GX's own page for a validation, the same bytes for the same data."""
+    from great_expectations.render.renderer import ValidationResultsPageRenderer
+    from great_expectations.render.view import DefaultJinjaPageView
+
+    result.meta["run_id"] = {"run_name": "siren", "run_time": "2000-01-01T00:00:00+00:00"}
+    result.meta["validation_time"] = "2000-01-01T00:00:00+00:00"
+    result.meta["batch_markers"] = {}
+    page = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(result))
+    names: dict[str, str] = {}
+    return UUID.sub(lambda found: names.setdefault(found[0], f"id-{len(names)}"), page)
+
+
+def _index(report: Report) -> str:
+    """A page that needs no network: what was demanded of which table, and whether it holds."""
+    rows = "\n".join(
+        f'<tr class="{"holds" if c.holds else "fails"}"><td><a href="{c.table}.html">{c.table}</a></td>'
+        f"<td>{html.escape(c.demand)}</td><td>{c.rows}</td><td>{c.failing}</td>"
+        f"<td>{html.escape(', '.join(c.examples))}</td></tr>"
+        for c in report.checks
+    )
+    failing = sum(not check.holds for check in report.checks)
+    verdict = f"{failing} of {len(report.checks)} demands fail" if failing else f"all {len(report.checks)} demands hold"
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Data gate</title><style>
+body {{ font: 15px/1.45 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430 }}
+table {{ border-collapse: collapse; width: 100% }} th {{ text-align: left }}
+td, th {{ padding: .3rem .6rem; border-bottom: 1px solid #d9dee6; vertical-align: top }}
+tr.holds td:first-child {{ border-left: 4px solid #2e8b57 }}
+tr.fails td:first-child {{ border-left: 4px solid #c0392b }}
+tr.fails {{ background: #fdf0ee }}
+</style></head><body><h1>Data gate: {verdict}</h1>
+<p>Great Expectations on every table. The name of a table leads to its Data Docs page.</p>
+<table><tr><th>table</th><th>demand</th><th>rows</th><th>failing</th><th>examples</th></tr>
+{rows}
+</table></body></html>
+"""
