@@ -28,11 +28,14 @@ def project_root() -> Path:
 
 
 def git_tags(folder: Path) -> dict[str, str]:
-    """Commit, branch and whether tracked files differ from the commit; empty outside a git repository."""
+    """Commit, branch and whether tracked files differ from the commit; empty outside a git repository.
+
+    dvc.lock does not count: the pipeline itself writes it, and its hash is a tag of its own.
+    """
     commit = _git(folder, "rev-parse", "HEAD")
     if not commit:
         return {}
-    dirty = bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))
+    dirty = bool(_git(folder, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock"))
     branch = _git(folder, "rev-parse", "--abbrev-ref", "HEAD")
     return {"git.commit": commit, "git.branch": branch, "git.dirty": str(dirty).lower()}
 
