@@ -22,6 +22,8 @@ TOKENS = Path("data/tokens")
 MODELS = Path("models")
 SAMPLES = Path("outputs/samples")
 REPORTS = Path("reports")
+NETWORKS = ("codec", "clap", "imagebind", "judge")  # each a folder of models/ and a file of reports/networks/
+EARS = {"cnn14": "panns", "vggish": "vggish"}  # the evaluation's judges, by their folders in models/judge
 CHECKPOINTS = Path(".siren/checkpoints")  # outside every output, so that DVC leaves them to a stage it repeats
 
 
@@ -330,6 +332,165 @@ def sample(config: Config) -> None:
         listing = {"arms": list(arms), "sampling": to_dict(settings.sampling), "prompts": rows}
         (SAMPLES / "samples.json").write_text(json.dumps(listing, indent=1) + "\n")
         run.summary({"clips": len(rows) * len(arms)})
+
+
+def analyze(config: Config) -> None:
+    """The paper's properties of codec, tokens and stage 1: reports/analysis."""
+    from siren.encode.tokens import read_tokens
+    from siren.evaluate import analyze as properties
+    from siren.evaluate import charts, figures
+    from siren.evaluate.records import Records
+    from siren.networks import codec as codecs
+
+    with tracking.stage("analyze", config, sections=("seed",)) as run:
+        codec, records = codecs.load(MODELS / "codec"), Records()
+        train, test = (read_tokens(TOKENS, split, codec.fingerprint()) for split in ("stage1", "test"))
+        curves = _curves([f"stage1-{k}" for k in config.model.transformers], records)
+        latents = codec.tables().latents().detach().numpy()
+        losses = charts.codebook_losses(curves.values())
+        found = properties.analyze(latents, properties.Clips.of(train), properties.Clips.of(test), losses)
+        _write_report("analysis/analysis.json", found | {"missing": [part.text for part in records.missing]})
+        for name, figure in properties.draw(found).items():
+            (REPORTS / "analysis" / f"{name}.png").write_bytes(figures.to_png(figure))
+            run.figure(name, figure)
+        run.summary(properties.summary(found))
+
+
+def evaluate(config: Config) -> None:
+    """Samples against real clips: reports/metrics.json, and the report with players, reports/index.html."""
+    from siren.evaluate import charts, tables
+    from siren.evaluate.evaluate import evaluate as measure
+    from siren.evaluate.players import PLAYED, choose
+    from siren.networks import clap, codec, imagebind, judge
+
+    with tracking.stage("evaluate", config, sections=("seed", "evaluate.evaluate")) as run:
+        device, rate, settings = _device(), config.audio.sample_rate, config.evaluate.evaluate
+        listing = json.loads((SAMPLES / "samples.json").read_text())
+        prompts = listing["prompts"]
+        ids = [prompt["id"] for prompt in prompts]
+        real = _recordings(ids)
+        arms = {arm: _generated(arm, ids) for arm in listing["arms"]}
+        arms["codec"] = _through_codec(codec.load(MODELS / "codec", device), real, settings.batch_size, device)
+        judges = {kind: judge.load(MODELS / "judge" / role, device) for kind, role in EARS.items()}
+        others = clap.load(MODELS / "clap", device), imagebind.load(MODELS / "imagebind", device)
+        measured = measure(
+            arms, prompts, real, judges, *others, settings, config.seed, rate, device, _network_names(config)
+        )
+        (REPORTS / "metrics.json").write_text(json.dumps(measured.metrics, indent=1, sort_keys=True) + "\n")
+        (REPORTS / "confusion.csv").write_text(charts.confusion_csv(measured.clips))
+        chosen = choose(prompts, config.evaluate.sample.report_clips)
+        sounds = {arm: dict(zip(ids, wavs, strict=True)) for arm, wavs in {"real": real, **arms}.items()}
+        _write_page(config, measured, chosen, sounds, listing["sampling"])
+        run.summary(tables.summary(measured.metrics))
+        run.artifact(REPORTS / "index.html")
+        for name, figure in charts.evaluation_figures(measured.metrics).items():
+            run.figure(name, figure)
+        for prompt, arm in ((p, a) for p in chosen[:4] for a in PLAYED if a in sounds):
+            run.audio(f"{prompt['id']}/{arm}", sounds[arm][prompt["id"]], rate)
+
+
+def _write_page(config: Config, measured: Any, chosen: Any, sounds: Any, sampling: dict[str, Any]) -> None:
+    """Everything that the pipeline left behind, on one page: reports/index.html."""
+    from siren.evaluate.records import Records
+    from siren.evaluate.report import Report, render
+
+    records = Records()
+    networks = {n: records.json(REPORTS / "networks" / f"{n}.json", "networks", n) for n in NETWORKS}
+    page = Report(
+        scale=config.scale,
+        sample_rate=config.audio.sample_rate,
+        prompts=chosen,
+        sounds=sounds,
+        metrics=measured.metrics,
+        clips=measured.clips,
+        curves=_curves([*(f"stage1-{k}" for k in config.model.transformers), "align"], records),
+        funnel=_funnel(records),
+        quarantine=records.quarantine({"fetch": CLIPS, "segment": SEGMENTS, "caption": CAPTIONS, "score": SCORES}),
+        networks={name: figures for name, figures in networks.items() if figures is not None},
+        analysis=records.json(REPORTS / "analysis" / "analysis.json", "codes", "analyze"),
+        lineage=_lineage(config, sampling),
+        missing=records.missing,
+    )
+    (REPORTS / "index.html").write_text(render(page), encoding="utf-8")
+
+
+def _curves(names: list[str], records: Any) -> dict[str, Any]:
+    """Curves by the name of their file; those that are missing are noted in `records`."""
+    curves = {n: records.curve(REPORTS / "curves" / f"{n}.csv", n.replace("stage1-", "stage1@")) for n in names}
+    return {name: curve for name, curve in curves.items() if curve is not None}
+
+
+def _funnel(records: Any) -> list[tuple[str, int, str]]:
+    """How many items each step of the corpus kept: (step, count, note)."""
+    fetched = records.json(CLIPS / "summary.json", "corpus", "fetch") or {}
+    steps = [
+        ("found", fetched.get("in"), "in the sources"),
+        ("fetched", records.rows(CLIPS / "clips.parquet", "fetch"), "clips that could be fetched"),
+        ("segmented", records.rows(SEGMENTS / "segments-*.parquet", "segment"), "segments with something to hear"),
+        ("captioned", records.rows(CAPTIONS / "captions.parquet", "caption"), "one caption each"),
+        ("scored", records.rows(SCORES / "scores.parquet", "score"), "by CLAP"),
+        ("stage 1", records.rows(SPLITS / "stage1.parquet", "select"), "pairs to train on"),
+        ("alignment", records.rows(SPLITS / "rl.parquet", "select"), "prompts, the best scored of them"),
+        ("validation", records.rows(SPLITS / "val.parquet", "select"), "held out"),
+        ("test", records.rows(SPLITS / "test.parquet", "select"), "held out, never trained or chosen on"),
+    ]
+    return [(name, count, note) for name, count, note in steps if count is not None]
+
+
+def _lineage(config: Config, sampling: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the report was made from, by hash."""
+    made_with, folders = _made_with("test"), [*_stage1_folders(config), MODELS / "aligned"]
+    given = ", ".join(f"{key} {value}" for key, value in sampling.items() if value is not None)
+    weights = {f"weights of {folder.relative_to(MODELS)}": _hash(folder / "model.safetensors") for folder in folders}
+    return [
+        ("scale, seed", f"{config.scale}, {config.seed}"),
+        ("sampling", given),
+        ("codec", made_with["codec"]),
+        ("text encoder", made_with["text_encoder"]),
+        ("test tokens", made_with["tokens"]),
+        *weights.items(),
+    ]
+
+
+def _network_names(config: Config) -> dict[str, str]:
+    """What metrics call a network: the published weights it has, or its kind and the scale it was trained at."""
+    networks, judge = config.networks, config.networks.judge
+    chosen = {"cnn14": judge.panns, "vggish": judge.vggish, "clap": networks.clap, "imagebind": networks.imagebind}
+    ours = {kind: network.weights is None or Path(network.weights).is_dir() for kind, network in chosen.items()}
+    return {kind: f"{kind}-{config.scale}" if ours[kind] else Path(n.weights or "").stem for kind, n in chosen.items()}
+
+
+def _recordings(ids: list[str]) -> Any:
+    """The real clips of these ids, float32 [N, S]. Raises ValueError for an id that no segment has."""
+    from siren import shards
+
+    table = shards.read_shards(SEGMENTS, "segments", ["id", "pcm"])
+    rows = {name: row for row, name in enumerate(table["id"].to_pylist())}
+    if missing := [name for name in ids if name not in rows]:
+        raise ValueError(f"{len(missing)} test prompts have no segment, among them {missing[0]!r}; run `siren sample`")
+    return shards.pcm_to_float(table["pcm"].take([rows[name] for name in ids]))
+
+
+def _generated(arm: str, ids: list[str]) -> Any:
+    """The sampled clips of one arm in the order of the prompts, float32 [N, S]. Each must be there."""
+    import numpy as np
+
+    from siren import audio
+
+    return np.stack([audio.read(SAMPLES / arm / f"{name}.wav")[0][0] for name in ids])
+
+
+def _through_codec(codec: Any, wavs: Any, batch_size: int, device: str) -> Any:
+    """Real clips encoded and decoded again: what is left to hear of them at best. [N, S]"""
+    import numpy as np
+    import torch
+
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(wavs), batch_size):
+            batch = torch.from_numpy(wavs[start : start + batch_size]).to(device)
+            parts.append(codec.decode(codec.encode(batch))[:, : wavs.shape[1]].cpu().numpy())
+    return np.concatenate(parts)
 
 
 def register(config: Config) -> None:

@@ -20,10 +20,20 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from siren.encode.tokens import Tokens
 from siren.evaluate import figures
 
 NEAR = 0.2  # |cosine| below it counts as nearly orthogonal (within 12 degrees of a right angle)
+LIMIT = 5000  # clips of a split that are looked at: far more than the figures need
 EDGES = np.linspace(-1, 1, 51)
+TITLES = {  # of the figures, in the order in which they are shown
+    "cosine_per_frame": "Property 1: features of two codebooks, same frame",
+    "cosine_pooled": "Property 1: averaged over time",
+    "cosine_pairs": "Mean cosine of each pair",
+    "probe": "Property 2: what each codebook says of the event",
+    "convergence": "Influence 2: how well each codebook is learned",
+    "perplexity": "How many codes are in use",
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +48,13 @@ class Clips:
         if not len(self.codes) == len(self.num_frames) == len(self.labels):
             counts = (len(self.codes), len(self.num_frames), len(self.labels))
             raise ValueError(f"codes, num_frames and labels are of {counts} clips; they must be of the same ones")
+
+    @classmethod
+    def of(cls, tokens: Tokens, limit: int = LIMIT) -> "Clips":
+        """At most `limit` clips of a split, spread evenly over it."""
+        rows = np.unique(np.linspace(0, max(len(tokens) - 1, 0), min(limit, len(tokens))).round().astype(int))
+        labels = [tokens.labels[i][0] if len(tokens.labels[i]) == 1 else None for i in rows]
+        return cls(tokens.codes[rows], np.asarray(tokens.num_frames)[rows], labels)
 
     @property
     def mask(self) -> np.ndarray:
@@ -226,6 +243,41 @@ def draw(analysis: Mapping[str, Any]) -> dict[str, figures.Figure]:
         series = {f"codebook {k}": (xs, ys) for k, (xs, ys) in analysis["loss"]["curves"].items()}
         drawn["convergence"] = figures.curves(series, "step", "validation loss (nats)", ordered=True)
     return drawn
+
+
+def findings(analysis: Mapping[str, Any]) -> dict[str, str]:
+    """Name of a figure → what it says, in one or two sentences with the numbers."""
+    probes, used, loss = analysis["probe"], analysis["usage"]["used"], analysis["loss"]
+    texts = {
+        "cosine_per_frame": _cosine_finding(analysis["cosine"]["per_frame"]),
+        "cosine_pooled": _cosine_finding(analysis["cosine"]["pooled"]),
+        "cosine_pairs": "Same frame, mean over all frames.",
+        "probe": f"A logistic probe on features averaged over time, trained on {probes['train']} clips and tested on "
+        f"{probes['test']}. Rank correlation of depth and accuracy: {probes['trend']:+.2f}.",
+        "perplexity": f"Between {100 * min(used):.0f} and {100 * max(used):.0f} % of a codebook's codes occur.",
+    }
+    if loss is not None:
+        texts["convergence"] = f"Mean {loss['mean']:.2f} nats; last codebook over first {loss['ratio']:.2f}."
+    return texts
+
+
+def summary(analysis: Mapping[str, Any]) -> dict[str, float]:
+    """The few numbers that sum the analysis up, flat, for a tracker."""
+    found = {f"cosine/{kind}": row["all"]["mean"] for kind, row in analysis["cosine"].items()}
+    for name, values in (("probe", analysis["probe"]["accuracy"]), ("perplexity", analysis["usage"]["perplexity"])):
+        found |= {f"{name}/codebook_{k}": value for k, value in enumerate(values)}
+    if analysis["loss"] is not None:
+        found |= {"loss/mean": analysis["loss"]["mean"], "loss/ratio": analysis["loss"]["ratio"]}
+    return found
+
+
+def _cosine_finding(cosines: Mapping[str, Any]) -> str:
+    row = cosines["all"]
+    low, high = row["middle_90"]
+    return (
+        f"Mean {row['mean']:+.2f}, the middle 90 % between {low:+.2f} and {high:+.2f}; "
+        f"{100 * row['near_orthogonal']:.0f} % lie within ±{NEAR}. Lines: distance between the two codebooks."
+    )
 
 
 def _draw_cosines(cosines: Mapping[str, Any], what: str) -> figures.Figure:

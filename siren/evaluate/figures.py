@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from siren.audio import mel_filterbank
 
@@ -135,7 +136,7 @@ def spectrogram(wav: np.ndarray, sample_rate: int, title: str = "") -> Figure:
     return figure
 
 
-def curves(series: Series, x: str, y: str, title: str = "", log_y: bool = False, ordered: bool = False) -> Figure:
+def curves(series: Series, x: str, y: str, title: str = "", ordered: bool = False) -> Figure:
     """Lines over a common x. `ordered` colours them by depth (codebooks), otherwise each has a colour of its own."""
     with drawing() as (figure, axes):
         colours = _colours(len(series), ordered)
@@ -143,8 +144,7 @@ def curves(series: Series, x: str, y: str, title: str = "", log_y: bool = False,
             marker = "o" if len(xs) < 12 else None
             axes.plot(xs, ys, color=colour, label=name, marker=marker, markersize=3.5)
         axes.set(xlabel=x, ylabel=y, title=title)
-        if log_y:
-            axes.set_yscale("log")
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         if len(series) > 1:
             axes.legend(ncols=1 + (len(series) > 4))
     return figure
@@ -227,7 +227,7 @@ def bars(
         if line is not None:
             axes.axhline(line[1], color=PALETTE[1], linestyle="--", linewidth=1.2, label=f"{line[0]} {line[1]:.2f}")
             axes.legend()
-        axes.set_xticks(at, names)
+        axes.set_xticks(at, names, rotation=90 if len(names) * max(map(len, names)) > 50 else 0)
         axes.grid(axis="x", visible=False)
         axes.set(xlabel=x, ylabel=y, title=title)
     return figure
@@ -236,7 +236,8 @@ def bars(
 def _colours(count: int, ordered: bool) -> list[object]:
     if not ordered:
         return [PALETTE[i % len(PALETTE)] for i in range(count)]
-    return [matplotlib.colormaps["viridis"](v) for v in np.linspace(0.15, 0.78, max(count, 2))][:count]
+    ramp = LinearSegmentedColormap.from_list("depth", ["#3f7fe0", "#1f9e89", "#b58a1a", "#d4622a", "#c2478f"])
+    return [ramp(v) for v in np.linspace(0, 1, max(count, 2))][:count]
 
 
 def _sequential() -> Colormap:
