@@ -1,4 +1,4 @@
-"""A small world for the report: events that are tones, networks that know them by their pitch, files as stages leave them."""
+"""A small world for the report: events that are tones, and networks that know them by their pitch."""
 
 from collections import namedtuple
 from typing import Any
