@@ -195,7 +195,7 @@ def validate(config: Config) -> None:
         failing = sum(not check.holds for check in report.checks)
         run.summary({"demands": len(report.checks), "failing": failing})
         run.artifact(REPORTS / "data")
-        print(f"validate: {len(report.checks)} demands on {len(report.pages)} tables, {failing} failing")
+        print(f"validate: {len(report.checks)} demands on {len(report.results)} tables, {failing} failing")
         gate.gate(report)
 
 

@@ -116,7 +116,8 @@ def text_states(clap: "Clap", captions: list[str], batch_size: int) -> dict[str,
         with torch.inference_mode():
             states, mask = clap.text_states(batch)
         for text, state, valid in zip(batch, states.float().cpu().numpy(), mask.cpu().numpy(), strict=True):
-            half = state[valid].astype("<f2")
+            with np.errstate(over="ignore"):
+                half = state[valid].astype("<f2")
             if len(half) == 0 or not np.isfinite(half).all():
                 raise ValueError(f"the text encoder gave no states, or ones that float16 cannot hold, for {text!r}")
             found[text] = half

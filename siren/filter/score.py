@@ -32,7 +32,7 @@ SCHEMA = pa.schema(
 def score(
     clap: "Clap", segments: pa.Table, captions: pa.Table, format: Audio, settings: Score, device: str = "cpu"
 ) -> tuple[pa.Table, list[dict[str, str]]]:
-    """Scores (`SCHEMA`) of all segments (id, num_samples, pcm) that have a caption (id, caption), and the quarantine."""
+    """Scores (`SCHEMA`) of segments (id, num_samples, pcm) that have a caption (id, caption), and the quarantine."""
     texts = dict(zip(captions["id"].to_pylist(), captions["caption"].to_pylist(), strict=True))
     rows = [row for row, name in enumerate(segments["id"].to_pylist()) if name in texts]
     ids, lengths = (segments[column].take(rows).to_pylist() for column in ("id", "num_samples"))

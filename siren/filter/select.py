@@ -42,10 +42,16 @@ def select(
     funnel["above_min_score"] = len(above)
     good = [cropped for pair in above if (cropped := with_crops(pair, settings.min_crop_score))["crop_offsets"]]
     funnel["with_a_good_crop"] = len(good)
-    wanted = 1 if settings.max_pairs is None else settings.max_pairs
-    _enough(good, train, wanted, "max_pairs", settings)
+    if settings.max_pairs is None:
+        _enough(good, train, max(1, settings.rl_prompts), "rl_prompts" if settings.rl_prompts else "stage 1", settings)
+    else:
+        _enough(good, train, settings.max_pairs, "max_pairs", settings)
+        if settings.rl_prompts > settings.max_pairs:
+            raise ValueError(
+                f"filter.select.rl_prompts is {settings.rl_prompts}, but they are taken from the stage-1 corpus of "
+                f"max_pairs {settings.max_pairs}; raise max_pairs or lower rl_prompts"
+            )
     stage1 = _some(good, settings.max_pairs, [seed, 1])
-    _enough(stage1, train, settings.rl_prompts, "rl_prompts", settings)
     rl = sorted(stage1, key=lambda pair: (-pair["score"], pair["id"]))[: settings.rl_prompts]
     chosen = {"stage1": stage1, "rl": rl}
     for name, count, stream in (("val", settings.val_pairs, 2), ("test", settings.test_pairs, 3)):
@@ -96,14 +102,12 @@ def _enough(pairs: list[dict[str, Any]], train: list[dict[str, Any]], wanted: in
     if len(pairs) >= wanted:
         return
     left = f"{len(pairs)} of {len(train)} train pairs are left"
-    message = f"filter.select.{name} asks for at least {wanted} pairs; {left}"
-    if name == "rl_prompts" and settings.max_pairs is not None and len(pairs) == settings.max_pairs:
-        raise ValueError(f"{message}, because max_pairs is {settings.max_pairs}; raise it or lower rl_prompts")
+    message = f"filter.select: {name} needs {wanted} pairs; {left}"
     best = sorted((min(pair["score"], max(pair["crop_scores"])) for pair in train), reverse=True)
     if wanted > len(best):
-        raise ValueError(f"{message}; no threshold would do, collect more or lower {name} to at most {len(best)}")
+        raise ValueError(f"{message}; no threshold would do, collect more or lower it to at most {len(best)}")
     threshold = np.floor(best[wanted - 1] * 1000) / 1000
     raise ValueError(
         f"{message} with min_score {settings.min_score:g} and min_crop_score {settings.min_crop_score:g}; "
-        f"both at {threshold:g} would do, or lower {name}"
+        f"both at {threshold:g} would do"
     )

@@ -1,0 +1,159 @@
+"""Tokens: what is written is what the trainer reads, and shards of another codec are refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from siren import shards
+from siren.encode import tokenize as tokens
+from siren.encode.tokens import read_tokens
+from siren.filter.select import SCHEMA as PAIRS
+
+RATE, SAMPLES = 8000, 830
+
+
+class Blocks:
+    """A codec of two codebooks: the loudness of each block of 100 samples, and 255 minus it."""
+
+    sample_rate, hop, num_codebooks, codebook_size = RATE, 100, 2, 256
+
+    def encode(self, wav: torch.Tensor) -> torch.Tensor:
+        wav = torch.nn.functional.pad(wav, (0, -wav.shape[1] % self.hop))
+        level = (wav.unflatten(1, (-1, self.hop)).abs().mean(-1) * 255).round().long()
+        return torch.stack([level, 255 - level], 1)
+
+    def fingerprint(self) -> str:
+        return "blocks"
+
+
+class Words:
+    """A text encoder whose state of a word is its length, padded on the right."""
+
+    text_width = 3
+
+    def text_states(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        longest = max(len(caption.split()) for caption in captions)
+        states = torch.full((len(captions), longest, 3), torch.nan)
+        mask = torch.zeros(len(captions), longest, dtype=torch.bool)
+        for row, caption in enumerate(captions):
+            for column, word in enumerate(caption.split()):
+                states[row, column] = float(len(word))
+                mask[row, column] = True
+        return states, mask
+
+    def text_fingerprint(self) -> str:
+        return "words"
+
+
+def corpus() -> tuple[pa.Table, dict[str, pa.Table]]:
+    wavs = np.random.default_rng(0).uniform(0, 1, (5, SAMPLES))
+    names = [f"s{i}" for i in range(5)]
+    segments = pa.table(
+        {"id": names, "num_samples": [830, 830, 401, 400, 830], "pcm": [shards.float_to_pcm(wav) for wav in wavs]}
+    )
+    pairs = [
+        {
+            "id": name,
+            "caption": text,
+            "labels": ["dog"],
+            "relation": None,
+            "recording_id": name,
+            "score": 0.5,
+            "crop_offsets": [0, 150, 190, 400],
+        }
+        for name, text in zip(names, ["a dog", "rain", "a dog", "a much longer wording", "rain"], strict=True)
+    ]
+    return segments, {
+        "stage1": pa.Table.from_pylist(pairs[:4], schema=PAIRS),
+        "rl": pa.Table.from_pylist([pairs[2], pairs[0]], schema=PAIRS),
+    }
+
+
+def write(folder: Path, codec: Blocks, batch_size: int = 2) -> None:
+    segments, splits = corpus()
+    for split, table in tokens.tokenize(codec, Words(), segments, splits, RATE, batch_size):  # type: ignore[arg-type]
+        shards.write_shards(folder, split, table, 3, tokens.metadata(codec, Words()))  # type: ignore[arg-type]
+
+
+def test_the_trainer_reads_what_was_encoded(tmp_path: Path) -> None:
+    write(tmp_path, Blocks())
+    segments, splits = corpus()
+    read = read_tokens(tmp_path, "stage1", "blocks")
+    expected = Blocks().encode(torch.from_numpy(shards.pcm_to_float(segments["pcm"])))[:4]
+    assert read.codes.dtype == np.uint16
+    assert read.codes.shape == (4, 2, 9)
+    np.testing.assert_array_equal(read.codes, expected.numpy())
+    assert read.num_frames.tolist() == [9, 9, 5, 4]
+    assert read.captions == splits["stage1"]["caption"].to_pylist()
+    assert [len(text) for text in read.text] == [2, 1, 2, 4]
+    np.testing.assert_array_equal(read.text[3][:, 0], [1, 4, 6, 7])
+    assert all(text.dtype == np.float16 and np.isfinite(text).all() for text in read.text)
+    assert read.crop_offsets[0] == [0, 1, 4]  # frames, each once
+    assert (read.codebook_size, read.text_width, len(read)) == (256, 3, 4)
+    assert read_tokens(tmp_path, "rl", "blocks").ids == ["s2", "s0"]
+
+
+def test_batches_pad_with_a_mask(tmp_path: Path) -> None:
+    write(tmp_path, Blocks())
+    states, mask = read_tokens(tmp_path, "stage1").text_batch([1, 3])
+    assert states.shape == (2, 4, 3)
+    assert mask.tolist() == [[True, False, False, False], [True] * 4]
+    assert not states[~mask].any()
+
+
+def test_metadata_name_codec_and_text_encoder(tmp_path: Path) -> None:
+    write(tmp_path, Blocks())
+    found = shards.metadata(tmp_path, "rl")
+    assert (found["codec"], found["text_encoder"], found["frame_rate"]) == ("blocks", "words", "80.0")
+
+
+def test_the_same_corpus_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / name, Blocks())
+    first, second = (sorted((tmp_path / name).iterdir()) for name in ("a", "b"))
+    assert [path.name for path in first] == ["rl-00000.parquet", "stage1-00000.parquet", "stage1-00001.parquet"]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_shards_of_another_codec_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, Blocks())
+    with pytest.raises(ValueError, match="were made with codec blocks, but this codec is other"):
+        read_tokens(tmp_path, "stage1", "other")
+
+
+def test_codes_out_of_range_are_refused_by_writer_and_reader(tmp_path: Path) -> None:
+    small = Blocks()
+    small.codebook_size = 200
+    with pytest.raises(ValueError, match=r"codes \d+ to 2\d\d; it has 200"):
+        write(tmp_path, small)
+    write(tmp_path, Blocks())
+    table = shards.read_shards(tmp_path, "rl")
+    shards.write_shards(tmp_path, "rl", table, 9, shards.metadata(tmp_path, "rl") | {"codebook_size": "200"})
+    with pytest.raises(ValueError, match=r"pair s2 has code 2\d\d; the codec's codes end at 199"):
+        read_tokens(tmp_path, "rl")
+
+
+def test_a_codec_of_another_rate_or_shape_and_missing_segments_are_refused(tmp_path: Path) -> None:
+    other, longer = Blocks(), Blocks()
+    other.sample_rate, longer.hop = 44100, 90
+    with pytest.raises(ValueError, match="44100 Hz, the segments are at 8000 Hz"):
+        write(tmp_path, other)
+    longer.encode = Blocks().encode  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"not \(2, 2, 10\)"):
+        write(tmp_path, longer)
+    segments, splits = corpus()
+    with pytest.raises(ValueError, match="1 pairs have no segment, among them 's3'"):
+        list(tokens.tokenize(Blocks(), Words(), segments.slice(0, 3), splits, RATE, 2))  # type: ignore[arg-type]
+
+
+def test_text_states_beyond_float16_are_refused() -> None:
+    class Loud(Words):
+        def text_states(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+            states, mask = super().text_states(captions)
+            return states * 1e6, mask
+
+    with pytest.raises(ValueError, match="float16 cannot hold, for 'a dog'"):
+        tokens.text_states(Loud(), ["a dog"], 4)  # type: ignore[arg-type]

@@ -1,0 +1,136 @@
+"""Selection: thresholds only ever take away, splits never share a recording, and too few is an error that helps."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from siren.config import Select
+from siren.filter import select as selection
+from siren.filter.score import SCHEMA as SCORES
+
+RULES: dict[str, Any] = {
+    "min_score": 0.2,
+    "min_crop_score": 0.1,
+    "max_pairs": None,
+    "rl_prompts": 2,
+    "val_pairs": 2,
+    "test_pairs": None,
+}
+
+
+def corpus(train: list[float], crops: list[list[float]] | None = None, held: int = 3) -> tuple[pa.Table, ...]:
+    names = [f"t{i}" for i in range(len(train))] + [f"v{i}" for i in range(held)] + [f"x{i}" for i in range(held)]
+    splits = ["train"] * len(train) + ["val"] * held + ["test"] * held
+    crops = (crops or [[score] for score in train]) + [[-0.5, -0.2]] * 2 * held
+    segments = pa.table(
+        {
+            "id": names,
+            "labels": [["dog"]] * len(names),
+            "relation": ["one"] * len(names),
+            "recording_id": [f"r-{name}" for name in names],
+            "split": splits,
+        }
+    )
+    captions = pa.table({"id": names, "caption": [f"caption of {name}" for name in names]})
+    scores = pa.table(
+        [names, train + [-0.3] * 2 * held, [[100 * i for i in range(len(c))] for c in crops], crops], schema=SCORES
+    )
+    return segments, captions, scores
+
+
+def choose(tables: tuple[pa.Table, ...], seed: int = 0, **rules: Any) -> tuple[dict[str, pa.Table], dict[str, int]]:
+    return selection.select(*tables, Select(**RULES | rules), seed)
+
+
+def test_thresholds_top_and_held_out_splits() -> None:
+    tables = corpus([0.1, 0.3, 0.9, 0.5], [[0.1], [0.3, 0.05], [0.9], [0.0, 0.01]])
+    splits, funnel = choose(tables)
+    assert splits["stage1"]["id"].to_pylist() == ["t1", "t2"]
+    assert splits["stage1"]["crop_offsets"].to_pylist() == [[0], [0]]
+    assert splits["rl"]["id"].to_pylist() == ["t2", "t1"]  # by score
+    assert splits["test"]["id"].to_pylist() == ["x0", "x1", "x2"]  # not filtered by score
+    assert splits["test"]["crop_offsets"].to_pylist() == [[100]] * 3  # the best of those below
+    assert len(splits["val"]) == 2
+    assert funnel == {
+        "segments": 10,
+        "scored": 10,
+        "train": 4,
+        "above_min_score": 3,
+        "with_a_good_crop": 2,
+        "stage1": 2,
+        "rl": 2,
+        "val": 2,
+        "test": 3,
+    }
+    assert all(table.schema.equals(selection.SCHEMA) for table in splits.values())
+
+
+def test_a_pair_without_caption_or_score_is_no_pair() -> None:
+    segments, captions, scores = corpus([0.5, 0.6, 0.7])
+    splits, funnel = choose((segments, captions.slice(1), scores))
+    assert splits["stage1"]["id"].to_pylist() == ["t1", "t2"]
+    assert (funnel["segments"], funnel["scored"]) == (9, 8)
+
+
+SCORE_LISTS = st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=20)
+
+
+@given(scores=SCORE_LISTS, low=st.floats(-1, 1), high=st.floats(-1, 1), crop=st.floats(-1, 1))
+@settings(deadline=None, max_examples=50)
+def test_raising_a_threshold_never_keeps_more(scores: list[float], low: float, high: float, crop: float) -> None:
+    low, high = sorted((low, high))
+    kept = []
+    for threshold in (low, high):
+        try:
+            splits, _ = choose(corpus(scores), min_score=threshold, min_crop_score=crop, rl_prompts=0)
+            kept.append(set(splits["stage1"]["id"].to_pylist()))
+        except ValueError:
+            kept.append(set())
+    assert kept[1] <= kept[0]
+
+
+@given(scores=SCORE_LISTS, wanted=st.integers(1, 25), name=st.sampled_from(["max_pairs", "rl_prompts"]))
+@settings(deadline=None, max_examples=50)
+def test_too_few_names_a_threshold_that_would_do(scores: list[float], wanted: int, name: str) -> None:
+    tables = corpus(scores)
+    try:
+        choose(tables, **{"rl_prompts": 0, "min_score": 0.8, name: wanted})
+    except ValueError as error:
+        message = str(error)
+        if "no threshold would do" in message:
+            assert wanted > len(scores)
+            return
+        threshold = float(re.search(r"both at (-?[\d.]+) would do", message)[1])  # type: ignore[index]
+        choose(tables, **{"rl_prompts": 0, "min_score": threshold, "min_crop_score": threshold, name: wanted})
+
+
+@pytest.mark.parametrize(("name", "asked"), [("val_pairs", 4), ("test_pairs", 9)])
+def test_too_few_held_out_pairs_are_counted(name: str, asked: int) -> None:
+    with pytest.raises(ValueError, match=f"{name} asks for {asked} pairs; split .* has 3"):
+        choose(corpus([0.5, 0.6]), **{name: asked})
+
+
+def test_more_prompts_than_pairs_is_an_error_of_the_settings() -> None:
+    with pytest.raises(ValueError, match=r"rl_prompts is 3, .* max_pairs 2; raise max_pairs"):
+        choose(corpus([0.5, 0.6, 0.7]), max_pairs=2, rl_prompts=3)
+
+
+def test_a_recording_in_two_splits_is_an_error() -> None:
+    segments, captions, scores = corpus([0.5, 0.6])
+    column = segments["recording_id"].to_pylist()
+    column[-1] = column[0]
+    segments = segments.set_column(segments.column_names.index("recording_id"), "recording_id", [column])
+    with pytest.raises(ValueError, match="1 recordings are in two splits: r-t0"):
+        choose((segments, captions, scores))
+
+
+def test_a_random_corpus_depends_on_the_seed_alone() -> None:
+    tables = corpus(list(np.linspace(0.3, 0.9, 30)))
+    draws = [choose(tables, seed, max_pairs=10)[0]["stage1"]["id"].to_pylist() for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+    assert len(draws[0]) == 10

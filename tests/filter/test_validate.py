@@ -1,0 +1,144 @@
+"""The data gate: sound tables pass, each kind of damage is found, and the rows are named."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from siren import config as settings
+from siren.filter import validate as gate
+from siren.shards import QUARANTINE_SCHEMA
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of great_expectations and what it imports
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*distutils.*:UserWarning"),
+]
+CONFIG = settings.load(Path(__file__).resolve().parents[2] / "params.yaml")
+NAMES = ["a", "b", "c", "d", "e"]
+SPLITS = ["train", "train", "train", "val", "test"]
+
+
+def quarantine(*rows: tuple[str, str]) -> pa.Table:
+    return pa.Table.from_pylist(
+        [{"item": i, "reason": r, "stage": "s", "detail": "d"} for i, r in rows], QUARANTINE_SCHEMA
+    )
+
+
+def corpus() -> gate.Corpus:
+    """Seven clips: one lost in fetch, one in segment; segment e-000's clip has a second piece that was silent."""
+    clips = {"id": [*NAMES, "f"], "path": [f"audio/{name}" for name in [*NAMES, "f"]], "split": [*SPLITS, "train"]}
+    clips |= {"captions": [["x"]] * 6, "labels": [["dog"]] * 6}
+    ids = [f"{name}-000" for name in NAMES]
+    segments = {"id": ids, "clip_id": NAMES, "recording_id": NAMES, "num_samples": [16000] * 5, "snr_db": [20.0] * 5}
+    pairs = {"id": ids, "caption": ["a dog"] * 5, "recording_id": NAMES, "score": [0.5] * 5, "crop_offsets": [[0]] * 5}
+    table = pa.table(pairs)
+    return gate.Corpus(
+        clips=pa.table(clips),
+        segments=pa.table(segments | {"split": SPLITS}),
+        captions=pa.table({"id": ids, "caption": ["a dog"] * 5, "candidates": [["a dog"]] * 5}),
+        scores=pa.table({"id": ids, "score": [0.5] * 5, "crop_offsets": [[0]] * 5, "crop_scores": [[0.5]] * 5}),
+        splits={"stage1": table[:3], "rl": table[:1], "val": table[3:4], "test": table[4:]},
+        quarantined={
+            "fetch": quarantine(("g", "missing_file")),
+            "segment": quarantine(("f-000", "low_snr"), ("e-001", "silent")),
+            "caption": quarantine(),
+            "score": quarantine(),
+        },
+        fetched=7,
+    )
+
+
+def relaxed(share: float) -> settings.Config:
+    filters = dataclasses.replace(CONFIG.filter, validate=settings.Validate(max_quarantined=share))
+    return dataclasses.replace(CONFIG, filter=filters)
+
+
+def put(table: pa.Table, column: str, row: int, value: Any) -> pa.Table:
+    values = table[column].to_pylist()
+    values[row] = value
+    return table.set_column(table.column_names.index(column), column, [values])
+
+
+def damaged(table: str, column: str, row: int, value: Any) -> Callable[[gate.Corpus], gate.Corpus]:
+    return lambda c: dataclasses.replace(c, **{table: put(getattr(c, table), column, row, value)})
+
+
+def in_split(split: str, column: str, value: Any) -> Callable[[gate.Corpus], gate.Corpus]:
+    return lambda c: dataclasses.replace(c, splits=c.splits | {split: put(c.splits[split], column, 0, value)})
+
+
+DAMAGE: dict[str, tuple[Callable[[gate.Corpus], gate.Corpus], str]] = {
+    "two clips of one id": (
+        damaged("clips", "id", 1, "a"),
+        r"clips: expect_column_values_to_be_unique .*: 2 of 6 .*a, a",
+    ),
+    "an unknown split": (damaged("clips", "split", 2, "dev"), r"clips: .*be_in_set .*c \(dev\)"),
+    "too many samples": (damaged("segments", "num_samples", 3, 30000), r"segments: .*d-000 \(30000\)"),
+    "too few samples": (damaged("segments", "num_samples", 3, 1), r"segments: .*num_samples.*d-000 \(1\)"),
+    "below the noise gate": (damaged("segments", "snr_db", 0, 2.0), r"segments: .*snr_db.*a-000 \(2.0\)"),
+    "an empty caption": (damaged("captions", "caption", 1, ""), r"captions: .*match_regex.*b-000"),
+    "no caption": (damaged("captions", "caption", 1, None), r"captions: .*not_be_null.*b-000"),
+    "a cosine of 1.2": (damaged("scores", "score", 4, 1.2), r"scores: .*e-000 \(1.2\)"),
+    "a score that is no number": (damaged("scores", "score", 4, float("nan")), r"scores: .*not_be_null.*e-000"),
+    "no crop": (in_split("val", "crop_offsets", []), r"splits: .*num_crop_offsets"),
+    "an empty caption in a split": (in_split("rl", "caption", " "), r"splits: .*match_regex.*a-000"),
+    "a recording in two splits": (in_split("test", "recording_id", "a"), r"recordings: .*a \(2\)"),
+    "an empty split": (
+        lambda c: dataclasses.replace(c, splits=c.splits | {"val": c.splits["val"][:0]}),
+        r"sizes: .*val \(0\)",
+    ),
+    "a pair twice in a split": (
+        lambda c: dataclasses.replace(c, splits=c.splits | {"rl": pa.concat_tables([c.splits["rl"]] * 2)}),
+        r"splits: expect_compound_columns_to_be_unique",
+    ),
+    "a clip that went nowhere": (
+        lambda c: dataclasses.replace(c, quarantined=c.quarantined | {"segment": quarantine(("e-001", "silent"))}),
+        r"accounting: .*lost.*segment \(1\)",
+    ),
+    "a segment without caption or reason": (
+        lambda c: dataclasses.replace(c, captions=c.captions[:4], scores=c.scores[:4]),
+        r"accounting: .*lost.*caption \(1\)",
+    ),
+}
+
+
+def test_sound_tables_pass_and_the_report_is_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        report = gate.validate(corpus(), relaxed(0.3))
+        gate.gate(report)
+        gate.write(report, tmp_path / name)
+    first, second = (sorted((tmp_path / name).iterdir()) for name in ("a", "b"))
+    assert {path.name for path in first} == {"index.html", "checks.json"} | {f"{t}.html" for t in report.results}
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    assert "all 31 demands hold" in (tmp_path / "a" / "index.html").read_text()
+    assert len(json.loads((tmp_path / "a" / "checks.json").read_text())) == 31
+    assert "Great Expectations" in (tmp_path / "a" / "clips.html").read_text()
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_every_damage_stops_the_pipeline_and_names_the_rows(damage: str) -> None:
+    break_it, message = DAMAGE[damage]
+    frames = gate.tables(break_it(corpus()))
+    table = message.partition(":")[0]
+    report = gate.hold({table: frames[table]}, relaxed(0.3))
+    with pytest.raises(gate.GateError, match=message):
+        gate.gate(report)
+
+
+def test_too_much_in_quarantine_stops_the_pipeline(tmp_path: Path) -> None:
+    report = gate.validate(corpus(), relaxed(0.2))  # two of seven are 0.29
+    with pytest.raises(gate.GateError, match=r"accounting: .*share_quarantined.*: 1 of 4 rows, e.g. segment \(0.28"):
+        gate.gate(report)
+    gate.write(report, tmp_path)
+    assert "1 of 31 demands fail" in (tmp_path / "index.html").read_text()
+
+
+def test_accounting_adds_up() -> None:
+    rows = gate.accounting(corpus()).to_dict("records")
+    found = [tuple(row[key] for key in ("stage", "came_in", "went_out", "quarantined", "lost")) for row in rows]
+    assert found == [("fetch", 7, 6, 1, 0), ("segment", 6, 5, 1, 0), ("caption", 5, 5, 0, 0), ("score", 5, 5, 0, 0)]
