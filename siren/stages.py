@@ -37,6 +37,9 @@ def fetch(config: Config) -> None:
         shards.write_table(CLIPS / "clips.parquet", clips)
         counts = {"in": total, "out": clips.num_rows, "quarantined": len(quarantine)}
         run.summary(_account("fetch", CLIPS, counts, quarantine))
+        if not clips.num_rows:
+            why = quarantine[0]["detail"] if quarantine else "the sources are empty"
+            raise ValueError(f"no clip is left, e.g. because: {why}; see {CLIPS}/quarantine.parquet")
 
 
 def segment(config: Config) -> None:
@@ -453,9 +456,8 @@ def _lineage(config: Config, sampling: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _network_names(config: Config) -> dict[str, str]:
-    """What metrics call a network: the published weights it has, or its kind and the scale it was trained at."""
-    networks, judge = config.networks, config.networks.judge
-    chosen = {"cnn14": judge.panns, "vggish": judge.vggish, "clap": networks.clap, "imagebind": networks.imagebind}
+    """What metrics call the text-audio networks: the published weights they have, or kind and scale. Judges know."""
+    chosen = {"clap": config.networks.clap, "imagebind": config.networks.imagebind}
     ours = {kind: network.weights is None or Path(network.weights).is_dir() for kind, network in chosen.items()}
     return {kind: f"{kind}-{config.scale}" if ours[kind] else Path(n.weights or "").stem for kind, n in chosen.items()}
 
