@@ -111,7 +111,8 @@ def text_states(clap: "Clap", captions: list[str], batch_size: int) -> dict[str,
     import torch
 
     found: dict[str, np.ndarray] = {}
-    for start in range(0, len(captions), batch_size):
+    starts = range(0, len(captions), batch_size)
+    for start in track(starts, "captions", len(starts), unit="batch"):
         batch = captions[start : start + batch_size]
         with torch.inference_mode():
             states, mask = clap.text_states(batch)

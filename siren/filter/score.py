@@ -78,7 +78,8 @@ def score_pairs(
         scores[start : rows.stop] = _cosines(
             clap, pcm[start : rows.stop], texts[start : rows.stop], sample_rate, device
         )
-    for start in track(range(0, len(windows), batch_size), "crops", -(-len(windows) // batch_size), unit="batch"):
+    starts = range(0, len(windows), batch_size)
+    for start in track(starts, "crops", len(starts), unit="batch") if windows else ():
         batch = windows[start : start + batch_size]
         wavs = np.stack([pcm[row, offset : offset + crop_samples] for row, offset in batch])
         cosines = _cosines(clap, wavs, texts[[row for row, _ in batch]], sample_rate, device)

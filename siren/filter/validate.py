@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 HINTS = ("train", "val", "test")
+ELSEWHERE = re.compile(r'href="(?:\.\./)+[^"]*"')  # pages of a full Data Docs site
 STAMP = re.compile(r"\?d=\d{8}T\d{6}\.\d+Z")
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 SPLIT_OF = {"stage1": "train", "rl": "train", "val": "val", "test": "test"}
@@ -242,8 +243,9 @@ def _page(result: Any) -> str:
     result.meta["validation_time"] = "2000-01-01T00:00:00+00:00"
     result.meta["batch_markers"] = {}
     page = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(result))
+    page = ELSEWHERE.sub('href="index.html"', STAMP.sub("", page))
     names: dict[str, str] = {}
-    return UUID.sub(lambda found: names.setdefault(found[0], f"id-{len(names)}"), STAMP.sub("", page))
+    return UUID.sub(lambda found: names.setdefault(found[0], f"id-{len(names)}"), page)
 
 
 def _index(report: Report) -> str:

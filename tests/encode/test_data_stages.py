@@ -1,0 +1,97 @@
+"""The data stages one after the other in an empty folder, networks stood in for: files, figures, last lines."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from siren import config as settings
+from siren import shards, stages
+from siren.encode.tokens import read_tokens
+from siren.networks import clap as claps
+from siren.networks import codec as codecs
+from tests.encode.test_tokenize import Blocks, Words
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of great_expectations and what it imports
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+ROOT = Path(__file__).resolve().parents[2]
+OPTIONS = {"train": 24, "val": 4, "test_one": 12, "test_two": 4, "broken": 3, "seconds": 1.6}
+
+
+class SixteenKilohertz(Blocks):
+    sample_rate = 16000
+
+
+class Agreeable(Words):
+    """Finds every sound to match every caption."""
+
+    sample_rate = 16000
+
+    def embed_text(self, captions: list[str]) -> torch.Tensor:
+        return torch.ones(len(captions), 1)
+
+    def embed_audio(self, wav: torch.Tensor) -> torch.Tensor:
+        return torch.ones(len(wav), 1)
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> settings.Config:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SIREN_EXPORT", "0")
+    monkeypatch.setattr(claps, "load", lambda *_, **__: Agreeable())
+    monkeypatch.setattr(codecs, "load", lambda *_, **__: SixteenKilohertz())
+    config = settings.load(ROOT / "params.yaml")
+    source = settings.Source("scenes", dict(OPTIONS))
+    selection = dataclasses.replace(config.filter.select, rl_prompts=8, val_pairs=4)
+    return dataclasses.replace(
+        config,
+        collect=dataclasses.replace(config.collect, fetch=settings.Fetch((source,))),
+        filter=dataclasses.replace(config.filter, select=selection),
+    )
+
+
+def test_data_flows_from_sources_to_tokens(config: settings.Config, capsys: pytest.CaptureFixture[str]) -> None:
+    for stage in (stages.fetch, stages.segment, stages.caption, stages.score, stages.select, stages.validate):
+        stage(config)
+    stages.tokenize(config)
+    assert capsys.readouterr().out.splitlines() == [
+        "fetch: 47 in, 47 out, 0 quarantined",
+        "segment: 47 in, 44 out, 3 quarantined (empty 2, truncated 1)",
+        "caption: 44 in, 44 out, 0 quarantined",
+        "score: 44 in, 44 out, 0 quarantined",
+        "select: segments 44, scored 44, train 24, above_min_score 24, with_a_good_crop 24, stage1 24, rl 8, val 4, "
+        "test 16",
+        "validate: 31 demands on 8 tables, 0 failing",
+        "tokenize: 52 in, 52 out (rl 8, stage1 24, test 16, val 4)",
+    ]
+    tokens = read_tokens("data/tokens", "test", "blocks")
+    assert tokens.codes.shape == (16, 2, 256)
+    assert tokens.captions == pq.read_table("data/splits/test.parquet")["caption"].to_pylist()
+    assert json.loads(Path("data/segments/summary.json").read_text())["quarantined"] == 3
+    reasons = shards.read_quarantine("data/segments")["reason"].to_pylist()
+    assert sorted(reasons) == ["empty", "empty", "truncated"]
+    assert "all 31 demands hold" in Path("reports/data/index.html").read_text()
+
+
+def test_a_failing_gate_stops_but_leaves_its_report(config: settings.Config) -> None:
+    for stage in (stages.fetch, stages.segment, stages.caption, stages.score, stages.select):
+        stage(config)
+    strict = dataclasses.replace(config.filter, validate=settings.Validate(max_quarantined=0.01))
+    with pytest.raises(ValueError, match=r"accounting: .*share_quarantined"):
+        stages.validate(dataclasses.replace(config, filter=strict))
+    assert "1 of 31 demands fail" in Path("reports/data/index.html").read_text()
+
+
+def test_a_source_without_one_good_row_is_an_error_that_names_a_line(config: settings.Config) -> None:
+    Path("sounds").mkdir()
+    Path("sounds/manifest.csv").write_text("file,caption\n../secret.wav,a dog\n")
+    fetch = settings.Fetch((settings.Source("folder", {"path": "sounds"}),))
+    config = dataclasses.replace(config, collect=dataclasses.replace(config.collect, fetch=fetch))
+    with pytest.raises(ValueError, match=r"no clip is left, .* manifest.csv line 2: file '../secret.wav' lies outside"):
+        stages.fetch(config)
+    assert shards.read_quarantine("data/clips")["reason"].to_pylist() == ["path_escapes"]
