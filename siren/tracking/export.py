@@ -83,18 +83,21 @@ class Exporter:
 
     def until_idle(self) -> None:
         """Sweep until there is nothing to wait for any more, or a store has not answered for too long."""
-        busy = time.monotonic()  # when something was last unfinished
-        living = time.monotonic()  # when a stage or a pipeline was last alive
-        while time.monotonic() - busy < IDLE_SECONDS and time.monotonic() - living < PATIENCE_SECONDS:
+        busy = living = time.monotonic()  # when something was last unfinished; when it last was alive, or nothing was
+        unfinished = 1
+        while unfinished or time.monotonic() - busy < IDLE_SECONDS:
             unfinished, alive = self.sweep()
             busy = time.monotonic() if unfinished else busy
             living = time.monotonic() if alive or not unfinished else living
+            if time.monotonic() - living > PATIENCE_SECONDS:
+                return
             time.sleep(POLL_SECONDS)
 
     def sweep(self) -> tuple[int, bool]:
         """Send what is new. Returns how many records and pipelines are unfinished, and whether any process lives."""
         unfinished, living = 0, False
         found: list[dict[str, Any]] = []
+        moving: set[str] = set()  # pipelines of records that were not done before
         for folder in records.folders(self.root):
             self.seen.add(folder.name)
             if folder.name in self.done:
@@ -102,6 +105,7 @@ class Exporter:
                 continue
             record, state = records.read_record(folder), records.read_state(folder)
             found.append(record)
+            moving.add(record["pipeline"]["id"])
             if not state["done"]:
                 self._attempt(record["store"], record["id"], self._advance, folder, record, state)
             if state["done"]:
@@ -109,8 +113,8 @@ class Exporter:
             unfinished += not state["done"]
             living |= record["status"] == RUNNING
         for note in records.pipeline_notes(self.root):
-            stages = [r for r in found if r["pipeline"]["id"] == note["id"]]
-            if note["status"] == RUNNING or any(r["id"] not in self.done for r in stages):
+            if note["status"] == RUNNING or note["id"] in moving:
+                stages = [r for r in found if r["pipeline"]["id"] == note["id"]]
                 self._attempt(note["store"], note["id"], self._settle, note, stages)
                 unfinished += note["status"] == RUNNING
                 living |= lineage.alive(note["process"])

@@ -1,0 +1,343 @@
+"""Runs are recorded locally first; one exporter mirrors them to MLflow, all and once, whatever dies meanwhile."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from siren import config, tracking
+from siren.tracking import export, lineage, records, store
+from siren.tracking.export import Exporter
+
+# MLflow's own use of SQLAlchemy.
+pytestmark = pytest.mark.filterwarnings("ignore:.*loader strategy is deprecated")
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = config.load(ROOT / "params.yaml")
+
+
+def mlflow_runs(root: Path) -> dict[str, Any]:
+    """Name → MLflow run; the run of a pipeline is called "pipeline"."""
+    client = store.connect(store.address(root))
+    experiment = client.get_experiment_by_name("siren")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id])
+    return {"pipeline" if r.data.tags["stage"] == "pipeline" else r.info.run_name: r for r in found}
+
+
+def history(root: Path, run: Any, key: str) -> list[tuple[int, float]]:
+    client = store.connect(store.address(root))
+    return sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, key))
+
+
+def python(code: str, **environment: str) -> subprocess.Popen[str]:
+    """A stage in a process of its own."""
+    head = f"from siren import config, tracking\nc = config.load({str(ROOT / 'params.yaml')!r})\n"
+    return subprocess.Popen(
+        [sys.executable, "-c", head + code], env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    return process.communicate(timeout=60)[0]
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+
+
+# The local record
+
+
+def test_a_stage_leaves_a_complete_record_without_importing_mlflow(root: Path) -> None:
+    code = (
+        "import sys\n"
+        "with tracking.stage('fetch', c, ('seed', 'collect.fetch')) as run:\n"
+        "    run.log(1, {'loss': 2})\n"
+        "print([m for m in ('mlflow', 'torch', 'matplotlib') if m in sys.modules])\n"
+    )
+    assert finish(python(code)).strip() == "[]"
+    (folder,) = records.folders(root)
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["name"], record["status"]) == ("fetch", "FINISHED")
+    assert set(record["params"]) == {"seed", "collect.fetch.sources"}
+    (line,) = (folder / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line) | {"time": 0} == {"time": 0, "step": 1, "metrics": {"loss": 2.0}}
+
+
+def test_an_exception_passes_through_and_is_on_record(root: Path) -> None:
+    with pytest.raises(RuntimeError, match="no more disk"), tracking.stage("fetch", CONFIG):
+        raise RuntimeError("no more disk")
+    record = json.loads((records.folders(root)[0] / "run.json").read_text())
+    assert (record["status"], record["error"]) == ("FAILED", "RuntimeError: no more disk")
+
+
+def test_artifacts_stay_inside_the_run_and_have_to_exist(root: Path) -> None:
+    with tracking.stage("fetch", CONFIG) as run:
+        with pytest.raises(ValueError, match="leaves the run's folder"):
+            run.audio("../../evil", np.zeros(10, np.float32), 16000)
+        with pytest.raises(ValueError, match=r"no file or folder nowhere\.csv"):
+            run.artifact("nowhere.csv")
+    assert records.artifact_files(run.folder) == []
+
+
+def test_a_long_caption_may_be_the_name_of_a_sound(root: Path) -> None:
+    with tracking.stage("sample", CONFIG) as run:
+        run.audio(f"aligned/{'a dog barks ' * 40}", np.zeros(10, np.float32), 16000)
+    assert len(records.artifact_files(run.folder)) == 1
+
+
+def test_an_experiment_in_a_temporary_copy_reports_to_its_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / ".dvc" / "tmp" / "exps" / "tmpabc"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    assert lineage.project_root() == tmp_path
+
+
+# The export
+
+
+def test_everything_arrives(root: Path) -> None:
+    import matplotlib.figure
+
+    (root / "table.csv").write_text("a,b\n")
+    with tracking.stage("stage1@0", CONFIG, ("seed", "train.stage1")) as run:
+        for step in range(1200):  # more than one batch
+            run.log(step, {"loss": 1.0 / (step + 1), "codes: k=0, share": step})
+        run.summary({"accuracy": 0.5})
+        run.audio("real/dog", np.sin(np.arange(8000) / 10, dtype=np.float32), 16000, step=7)
+        run.figure("curve", matplotlib.figure.Figure())
+        run.artifact("table.csv", "tables")
+    assert export.flush(root) == 1
+    made = mlflow_runs(root)["stage1@0"]
+    assert made.info.status == "FINISHED"
+    assert made.data.params["train.stage1.training.steps"] == str(CONFIG.train.stage1.training.steps)
+    assert "audio.sample_rate" not in made.data.params
+    assert made.data.tags["scale"] == CONFIG.scale
+    assert len(history(root, made, "loss")) == 1200
+    assert history(root, made, "accuracy") == [(0, 0.5)]
+    assert "codes: k-0- share" in made.data.metrics
+    client = store.connect(store.address(root))
+    files = {f.path for d in ("audio/real", "figures", "tables") for f in client.list_artifacts(made.info.run_id, d)}
+    assert files == {
+        "audio/real/dog-000007.wav",
+        "audio/real/dog-000007.png",
+        "figures/curve.png",
+        "tables/table.csv",
+    }
+
+
+def test_values_that_are_not_finite_and_lines_that_are_not_whole_do_no_harm(root: Path) -> None:
+    with tracking.stage("align", CONFIG) as run:
+        run.log(1, {"loss": float("nan"), "reward": float("inf")})
+        run.log(2, {"loss": 1.0})
+        with open(run.folder / "metrics.jsonl", "a") as file:
+            file.write('{"time": 1, "step": 3, "metr')  # as a process leaves it that is killed while it writes
+        export.flush(root)
+    export.flush(root)
+    made = mlflow_runs(root)["align"]
+    assert [step for step, _ in history(root, made, "loss")] == [1, 2]
+
+
+def test_an_exporter_that_dies_before_it_notes_what_it_sent_doubles_nothing(root: Path) -> None:
+    with tracking.stage("codec", CONFIG) as run:
+        run.log(1, {"loss": 3.0})
+        run.log(2, {"loss": 2.0})
+    export.flush(root)
+    (run.folder / "export.json").unlink()
+    export.flush(root)
+    client = store.connect(store.address(root))
+    assert len(client.search_runs([client.get_experiment_by_name("siren").experiment_id])) == 1
+    assert history(root, mlflow_runs(root)["codec"], "loss") == [(1, 3.0), (2, 2.0)]
+
+
+def test_a_running_stage_is_followed(root: Path) -> None:
+    exporter = Exporter(root)
+    with tracking.stage("codec", CONFIG) as run:
+        run.log(1, {"loss": 3.0})
+        assert exporter.sweep() == (1, True)
+        assert mlflow_runs(root)["codec"].info.status == "RUNNING"
+        run.log(2, {"loss": 2.0})
+    assert exporter.sweep() == (0, False)
+    assert mlflow_runs(root)["codec"].info.status == "FINISHED"
+    assert history(root, mlflow_runs(root)["codec"], "loss") == [(1, 3.0), (2, 2.0)]
+
+
+def test_a_stage_that_is_killed_is_marked_and_its_rerun_is_a_new_run(root: Path) -> None:
+    code = "import time\nwith tracking.stage('codec', c) as run:\n    run.log(1, {'loss': 1})\n    time.sleep(60)\n"
+    process = python(code)
+    eventually(lambda: any((f / "metrics.jsonl").stat().st_size for f in records.folders(root)))
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+    with tracking.stage("codec", CONFIG):
+        pass
+    export.flush(root)
+    client = store.connect(store.address(root))
+    runs = client.search_runs([client.get_experiment_by_name("siren").experiment_id])
+    assert sorted(r.info.status for r in runs) == ["FAILED", "FINISHED"]
+    failed = next(r for r in runs if r.info.status == "FAILED")
+    assert "killed" in failed.data.tags["error"]
+    assert failed.data.metrics == {"loss": 1.0}
+
+
+def test_a_store_that_was_replaced_gets_the_whole_record_again(root: Path, database: Path) -> None:
+    with tracking.stage("codec", CONFIG) as run:
+        run.log(1, {"loss": 3.0})
+        export.flush(root)
+        (root / store.DATABASE).unlink()
+        shutil.copy(database, root)
+        store.connect(store.address(root))._tracking_client.store.engine.dispose()  # the file changed under it
+        run.log(2, {"loss": 2.0})
+    export.flush(root)
+    assert history(root, mlflow_runs(root)["codec"], "loss") == [(1, 3.0), (2, 2.0)]
+
+
+def test_a_dead_server_costs_a_stage_nothing_and_is_reported_kindly(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    began = time.perf_counter()
+    with tracking.stage("codec", CONFIG) as run:
+        for step in range(1000):
+            run.log(step, {"loss": 1.0})
+    assert time.perf_counter() - began < 5
+    with pytest.raises(ValueError, match=r"1 runs could not be sent to MLflow within 1 s: .*siren track flush"):
+        export.flush(root, timeout=1)
+    assert len((run.folder / "metrics.jsonl").read_text().splitlines()) == 1000
+
+
+# Pipelines
+
+
+def test_stages_of_one_execution_are_children_of_one_run(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIREN_PIPELINE", "prefect-1")
+    exporter = Exporter(root)
+    with tracking.stage("fetch", CONFIG, ("seed",)):
+        exporter.sweep()
+        assert mlflow_runs(root)["pipeline"].info.status == "RUNNING"
+    with pytest.raises(RuntimeError), tracking.stage("codec", CONFIG):
+        raise RuntimeError
+    exporter.sweep()
+    assert mlflow_runs(root)["pipeline"].info.status == "FAILED"
+    with tracking.stage("codec", CONFIG) as run:  # the retry
+        run.summary({"mel_distance": 0.5})
+    exporter.sweep()
+    runs = mlflow_runs(root)
+    parent = runs["pipeline"]
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics == {"codec/mel_distance": 0.5}
+    assert parent.data.params["align.steps"] == str(CONFIG.align.steps)
+    assert {r.data.tags["mlflow.parentRunId"] for n, r in runs.items() if n != "pipeline"} == {parent.info.run_id}
+
+
+def test_under_dvc_the_execution_is_the_dvc_process_and_the_hashes_are_those_of_the_lock(root: Path) -> None:
+    stage = (
+        f"from siren import config, tracking\nc = config.load({str(ROOT / 'params.yaml')!r})\n"
+        "import sys, pathlib\n"
+        "with tracking.stage(sys.argv[1], c):\n    pathlib.Path(sys.argv[2]).write_text(sys.argv[2])\n"
+    )
+    (root / "stage.py").write_text(stage)
+    (root / "dvc.yaml").write_text(
+        f"stages:\n  fetch:\n    cmd: {sys.executable} stage.py fetch a\n    outs: [a]\n"
+        f"  segment:\n    cmd: {sys.executable} stage.py segment b\n    deps: [a]\n    outs: [b]\n"
+    )
+    for command in (["init", "--no-scm", "-q"], ["repro", "-q"]):
+        subprocess.run([sys.executable, "-m", "dvc", *command], check=True, timeout=60)
+    export.flush(root)
+    runs = mlflow_runs(root)
+    lock = {p: h for stage in lineage._locked(root).values() for p, h in [(o["path"], o["md5"]) for o in stage["outs"]]}
+    assert runs["pipeline"].data.tags["pipeline"].startswith("dvc-")
+    assert runs["fetch"].data.tags["data.out.a"] == lock["a"]
+    assert runs["segment"].data.tags["data.in.a"] == lock["a"]
+    assert runs["segment"].data.tags["data.out.b"] == lock["b"]
+    assert runs["pipeline"].info.status == "FINISHED"
+    assert runs["segment"].data.tags["mlflow.parentRunId"] == runs["pipeline"].info.run_id
+
+
+def test_a_lock_entry_about_other_inputs_is_not_taken_for_this_run(root: Path) -> None:
+    (root / "dvc.lock").write_text(
+        "stages:\n  segment:\n    deps: [{path: a, md5: new}]\n    outs: [{path: b, md5: other}]\n"
+    )
+    record = {"name": "segment", "tags": {"data.in.a": "old"}}
+    assert lineage.out_tags(root, record) == {}
+    assert lineage.out_tags(root, {"name": "segment", "tags": {"data.in.a": "new"}}) == {"data.out.b": "other"}
+
+
+# The exporter's process
+
+
+def test_the_exporter_leaves_when_nothing_is_left_to_do(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "IDLE_SECONDS", 0.3)
+    monkeypatch.setattr(export, "POLL_SECONDS", 0.05)
+    process = python("import time\nwith tracking.stage('fetch', c) as run:\n    time.sleep(2)\n")
+    eventually(lambda: len(records.folders(root)) == 1)
+    export.main(root)
+    finish(process)
+    assert mlflow_runs(root)["fetch"].info.status == "FINISHED"
+
+
+def test_the_exporter_gives_up_on_a_store_that_never_answers(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setattr(export, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(export, "POLL_SECONDS", 0.05)
+    with tracking.stage("fetch", CONFIG) as run:
+        pass
+    export.main(root)
+    assert not records.caught_up(run.folder)
+
+
+def test_two_stages_start_one_exporter_and_do_not_wait_for_it(root: Path) -> None:
+    code = "with tracking.stage('fetch', c) as run:\n    run.log(1, {'loss': 1})\n"
+    for stage in [python(code, SIREN_EXPORT="1"), python(code, SIREN_EXPORT="1")]:
+        finish(stage)
+    folders = records.folders(root)
+    eventually(lambda: all(records.caught_up(folder) for folder in folders))
+    owners = [p for p in Path("/proc").glob("[0-9]*") if _command(p) == f"siren.tracking.export {root}"]
+    for process in owners:
+        os.kill(int(process.name), signal.SIGTERM)
+    assert (len(folders), len(owners)) == (2, 1)
+
+
+def _command(process: Path) -> str:
+    try:
+        return " ".join((process / "cmdline").read_text().split("\0")[2:4])
+    except OSError:
+        return ""
+
+
+@pytest.mark.slow
+def test_what_a_server_missed_arrives_when_it_is_back(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5977")
+    with tracking.stage("codec", CONFIG) as run:
+        run.log(1, {"loss": 3.0})
+        run.audio("dog", np.zeros(1000, np.float32), 16000)
+    with pytest.raises(ValueError, match="could not be sent"):
+        export.flush(root, timeout=1)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", "5977", "--workers", "1"]
+    with open(root / "server.log", "w") as log:
+        server = subprocess.Popen(
+            [*command, "--backend-store-uri", f"sqlite:///{root / store.DATABASE}", "--artifacts-destination", "files"],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        assert export.flush(root, timeout=180) == 1
+        assert history(root, mlflow_runs(root)["codec"], "loss") == [(1, 3.0)]
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
