@@ -78,7 +78,8 @@ def test_the_same_seed_gives_the_same_bytes(kind: str) -> None:
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_a_training_that_was_killed_ends_with_the_same_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["cnn14", "vggish"])
+def test_a_training_that_was_killed_ends_with_the_same_weights(kind: str, tmp_path: Path) -> None:
     class Killed(Exception):
         pass
 
@@ -91,12 +92,12 @@ def test_a_training_that_was_killed_ends_with_the_same_weights(tmp_path: Path) -
 
     settings = Training(**{**vars(SETTINGS), "steps": 8, "log_every": 1, "checkpoint_every": 3})
     wavs, labels = corpus(60, seed=1)
-    whole, resumed = build("cnn14"), build("cnn14")
+    whole, killed = build(kind), build(kind)
     train_judge(whole, wavs, labels, settings, 0, until(99))
     with pytest.raises(Killed):
-        train_judge(resumed, wavs, labels, settings, 0, until(5), checkpoint=Checkpoint(tmp_path, "a"))
+        train_judge(killed, wavs, labels, settings, 0, until(5), checkpoint=Checkpoint(tmp_path, "a"))
     steps = []
-    again = build("cnn14", seed=9)
+    again = build(kind, seed=9)
     train_judge(again, wavs, labels, settings, 0, lambda s, _: steps.append(s), checkpoint=Checkpoint(tmp_path, "a"))
     assert steps == [4, 5, 6, 7, 8]
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True))

@@ -73,8 +73,6 @@ class Vggish(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            if isinstance(module, nn.Conv2d):  # the same values in an order that is twice as fast on a CPU
-                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
         self.window: Tensor
         self.mel: Tensor
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
@@ -93,7 +91,8 @@ class Vggish(nn.Module):
 
     def embed(self, examples: Tensor) -> Tensor:
         """[..., 96, 64] → [..., 128]"""
-        x = self.features(examples.reshape(-1, 1, FRAMES, BANDS))
+        # A channel axis that lies last in memory: the same values, convolved twice as fast by CPUs.
+        x = self.features(examples.reshape(-1, FRAMES, BANDS, 1).permute(0, 3, 1, 2))
         x = x.permute(0, 2, 3, 1).flatten(1)  # channels last, as the original's TensorFlow graph flattened it
         return self.embeddings(x).reshape(*examples.shape[:-2], EMBEDDING)
 
