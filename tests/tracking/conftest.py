@@ -9,10 +9,17 @@ from siren.tracking import store
 
 
 @pytest.fixture(scope="session")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database: making one takes seconds, copying it none."""
-    path = tmp_path_factory.mktemp("mlflow") / store.DATABASE
-    store.connect(f"sqlite:///{path}").search_experiments()
+def database(request: pytest.FixtureRequest) -> Path:
+    """An empty MLflow database. Making one takes seconds, so it is kept in pytest's cache."""
+    from importlib.metadata import version
+
+    assert request.config.cache is not None
+    path = request.config.cache.mkdir(f"mlflow-{version('mlflow')}") / store.DATABASE
+    if not path.is_file():
+        partial = path.with_suffix(".partial")
+        partial.unlink(missing_ok=True)
+        store.connect(f"sqlite:///{partial}").search_experiments()
+        partial.rename(path)
     return path
 
 

@@ -1,0 +1,118 @@
+"""The command line answers at once, takes its verbs from the stages, and says what is wrong in one line."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from siren import cli, stages
+
+ROOT = Path(__file__).resolve().parents[1]
+Siren = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def siren(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Siren:
+    """The command line in this process → exit code, standard output, standard error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["siren", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with our settings."""
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SIREN_EXPORT", "0")
+    return tmp_path
+
+
+def test_help_imports_nothing_heavy_and_names_every_verb() -> None:
+    code = (
+        "import sys, json\nsys.argv = ['siren', '--help']\nfrom siren import cli\n"
+        "try:\n    cli.main()\nexcept SystemExit:\n    print(json.dumps(sorted(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *text, modules = done.stdout.splitlines()
+    heavy = {"torch", "numpy", "transformers", "mlflow", "prefect", "dvc", "pandas", "matplotlib"}
+    assert not heavy & set(json.loads(modules))
+    for verb in (*cli.stage_functions(), "generate", "promote", "params", "track"):
+        assert any(verb in line for line in text), verb
+
+
+def test_every_stage_of_the_pipeline_is_a_verb_and_the_other_way_round() -> None:
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert set(cli.stage_functions()) == set(pipeline)
+    for name, stage in pipeline.items():
+        command = stage.get("do", stage)["cmd"]
+        assert command.split()[:2] == ["siren", name], command
+
+
+def test_a_stage_gets_the_settings_and_its_argument(
+    project: Path, siren: Siren, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def stage1(config: object, k: int) -> None:
+        """Train one."""
+        seen.append((type(config).__name__, k))
+
+    stage1.__module__ = stages.__name__
+    monkeypatch.setattr(stages, "stage1", stage1)
+    assert siren("stage1", "2")[0] == 0
+    assert seen == [("Config", 2)]
+    assert siren("stage1", "two")[0] == 2
+    assert siren("stage1")[0] == 2
+
+
+def test_a_mistake_in_the_settings_is_one_line(project: Path, siren: Siren, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("segment_seconds:", "segment_secnods:"))
+    code, out, error = siren("segment")
+    assert (code, out) == (1, "")
+    assert error == "siren: unknown key 'audio.segment_secnods'; did you mean 'segment_seconds'?\n"
+    monkeypatch.setenv("SIREN_DEBUG", "1")
+    monkeypatch.setattr(sys, "argv", ["siren", "segment"])
+    with pytest.raises(ValueError, match="segment_secnods"):
+        cli.main()
+
+
+def test_a_stage_outside_of_a_project_says_where_to_go(
+    tmp_path: Path, siren: Siren, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, error = siren("fetch")
+    assert code == 1
+    assert "run from the project's root" in error
+
+
+def test_params_composes_a_scale_with_overrides_and_checks_it(project: Path, siren: Siren) -> None:
+    (project / "params.yaml").unlink()
+    assert siren("params", "demo", "align.steps=7")[0] == 0
+    composed = yaml.safe_load((project / "params.yaml").read_text())
+    expected = yaml.safe_load((ROOT / "params.yaml").read_text())
+    expected["align"]["steps"] = 7
+    assert composed == expected
+    before = (project / "params.yaml").read_bytes()
+    code, _, error = siren("params", "demo", "align.group_size=1")
+    assert (code, "a group needs at least 2 rollouts" in error) == (1, True)
+    assert (project / "params.yaml").read_bytes() == before
+    assert "did you mean 'demo'?" in siren("params", "dmeo")[2]
+    assert sorted(p.name for p in project.iterdir()) == ["conf", "params.yaml"]
+
+
+def test_flush_of_a_project_without_runs_is_no_error(project: Path, siren: Siren) -> None:
+    assert siren("track", "flush") == (0, "0 runs are in MLflow\n", "")

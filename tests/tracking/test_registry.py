@@ -1,0 +1,200 @@
+"""From the stage `register` to a sound from another folder, through a registry whose bytes are checked."""
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pytest
+import soundfile
+
+from siren import cli, stages
+from siren.generate.bundle import Bundle
+from siren.tracking import registry, store
+from tests.tracking import builders
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*loader strategy is deprecated"),  # MLflow's own use of SQLAlchemy
+    pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning"),  # of its own classes
+]
+Siren = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Path:
+    """Models and metrics; tests register them under names of their own."""
+    root = tmp_path_factory.mktemp("project")
+    shutil.copy(database, root)
+    builders.write_models(root, builders.settings())
+    builders.write_metrics(root)
+    return root
+
+
+@pytest.fixture
+def here(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(project)
+    monkeypatch.setenv("SIREN_EXPORT", "0")
+    for name in ("MLFLOW_TRACKING_URI", "SIREN_PIPELINE", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    return project
+
+
+@pytest.fixture
+def siren(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Siren:
+    """The command line in this process → exit code, standard output, standard error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["siren", *arguments])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    return run
+
+
+def register(name: str) -> registry.Version:
+    stages.register(builders.settings(name))
+    return registry.version(f"models:/{name}@challenger")
+
+
+def test_a_version_says_what_it_is_and_where_it_comes_from(here: Path) -> None:
+    import mlflow
+
+    version = register("told")
+    model = mlflow.models.get_model_info(version.uri)
+    assert [c.name for c in model.signature.inputs.inputs] == ["prompt", "seed"]
+    assert {p.name for p in model.signature.params.params} >= {"seed", "seconds", "temperature", "top_k"}
+    folder = registry.fetch(version)
+    requirements = (folder.parent / "requirements.txt").read_text()
+    assert re.search(r"^torch==[0-9.]+$", requirements, re.MULTILINE)
+    assert "http" not in requirements
+    assert "@" not in requirements
+    card = (folder / "README.md").read_text()
+    assert "| scenes | CC0-1.0 | 2 |" in card
+    assert "| event_accuracy |" in card
+    run = version.client.get_run(version.client.get_model_version("told", version.number).run_id)
+    assert run.info.run_name == "register"
+    assert not list(folder.parent.rglob("*.pkl"))
+
+
+def test_what_dvc_keeps_of_a_registration_depends_on_the_inputs_only(here: Path) -> None:
+    listed = []
+    for _ in range(2):
+        register("repeated")
+        listed.append((here / "reports" / "registered.json").read_bytes())
+    assert listed[0] == listed[1]
+    files = json.loads(listed[0])["files"]
+    assert {"codec/model.safetensors", "clap/model.safetensors", "transformers/1/model.safetensors"} <= set(files)
+
+
+def test_prompts_become_waveforms_and_the_same_seed_the_same_one(here: Path) -> None:
+    import mlflow
+
+    model = mlflow.pyfunc.load_model(register("served").uri)
+    asked = pandas.DataFrame({"prompt": ["a dog barks", "rain falls", "a dog barks"], "seed": [1, 2, 1]})
+    first, second, again = model.predict(asked)
+    assert first.shape == (1600,)
+    assert first.dtype == np.float32
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, second)
+    (alone,) = model.predict(pandas.DataFrame({"prompt": ["a dog barks"]}), params={"seed": 1, "seconds": 0.05})
+    assert alone.shape == (800,)
+    with pytest.raises(ValueError, match="row 1 is empty"):
+        model.predict(pandas.DataFrame({"prompt": ["rain", " "]}))
+
+
+def test_the_first_model_goes_through_the_gate_and_then_sounds_from_another_folder(
+    here: Path, tmp_path: Path, siren: Siren, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register("sounding")
+    model = ("--model", "models:/sounding@champion")
+    code, _, error = siren("generate", "a dog barks", *model)
+    assert code == 1
+    assert "no model models:/sounding@champion" in error
+    assert "Traceback" not in error
+    code, out, _ = siren("promote", "--model", "sounding", "--dry-run")
+    assert code == 0
+    assert "would become the champion" in out
+    code, out, _ = siren("promote", "--model", "sounding")
+    assert (code, "is the champion now" in out) == (0, True)
+    assert "promoted.at" in registry.version("models:/sounding@champion").tags
+    assert "is the champion already" in siren("promote", "--model", "sounding")[1]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.address(here))
+    for out_folder in ("one", "two"):
+        code, out, _ = siren("generate", "a dog barks", "Rain!", *model, "--out", out_folder, "--samples", "2")
+        assert code == 0
+        assert len(out.splitlines()) == 4
+    path = tmp_path / "one" / "002-rain-0.wav"
+    wav, rate = soundfile.read(path)
+    assert (len(wav), rate) == (1600, 16000)
+    facts = json.loads(path.with_suffix(".json").read_text())
+    assert (facts["prompt"], facts["seed"], facts["model"]) == ("Rain!", 0, "models:/sounding/1")
+    for made in (tmp_path / "one").iterdir():
+        assert made.read_bytes() == (tmp_path / "two" / made.name).read_bytes()
+
+
+def test_a_worse_challenger_is_refused_with_its_reason(here: Path, siren: Siren) -> None:
+    register("contested")
+    siren("promote", "--model", "contested")
+    builders.write_metrics(here, accuracy=0.5)
+    register("contested")
+    builders.write_metrics(here)
+    code, out, error = siren("promote", "--model", "contested")
+    assert code == 1
+    assert "0.5 is worse than 0.85" in out
+    assert "was not promoted: event_accuracy" in error
+    assert registry.version("models:/contested@champion").number == "1"
+
+
+def test_a_model_whose_bytes_changed_does_not_load_and_is_not_promoted(here: Path, siren: Siren) -> None:
+    import mlflow
+
+    version = register("damaged")
+    folder = registry.fetch(version)
+    weights = folder / "model" / "codec" / "model.safetensors"
+    sound = weights.read_bytes()
+    weights.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"codec/model\.safetensors"):
+        registry.fetch(version)
+    with pytest.raises(ValueError, match=r"codec/model\.safetensors"):
+        mlflow.pyfunc.load_model(version.uri)
+    code, out, error = siren("promote", "--model", "damaged")
+    assert code == 1
+    assert "differs" in out
+    assert "was not promoted: sha256" in error
+    weights.write_bytes(sound)
+    registry.fetch(version)
+    with open(folder / "metrics.json", "a") as file:
+        file.write(" ")
+    with pytest.raises(ValueError, match="are not those that were registered"):
+        registry.fetch(version)
+
+
+def test_a_folder_is_a_model_too(here: Path, tmp_path: Path, siren: Siren) -> None:
+    folder = registry.fetch(register("copied"))
+    shutil.copytree(folder / "model", tmp_path / "bundle")
+    code, _, _ = siren("generate", "rain", "--model", str(tmp_path / "bundle"), "--out", str(tmp_path / "sounds"))
+    assert code == 0
+    assert Bundle.load(tmp_path / "bundle").sample_rate == 16000
+    code, _, error = siren("generate", "rain", "--model", str(tmp_path / "nowhere"))
+    assert (code, "no folder" in error) == (1, True)
+    code, _, error = siren("generate", "rain", "--model", str(tmp_path))
+    assert (code, "is not a model" in error) == (1, True)
+
+
+def test_addresses_that_lead_nowhere_say_so(
+    here: Path, tmp_path: Path, siren: Siren, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "no model models:/nothing@champion" in siren("generate", "x", "--model", "models:/nothing@champion")[2]
+    assert "is no address of a model" in siren("generate", "x", "--model", "models:/nothing")[2]
+    assert "no model models:/nothing@challenger" in siren("promote", "--model", "nothing")[2]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(store, "__file__", str(tmp_path / "a" / "b" / "store.py"))
+    assert "no model registry found" in siren("generate", "x")[2]
