@@ -4,18 +4,19 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from siren.config import Network
+from siren.config import ConfigError, Network
 from siren.networks import store
-from siren.networks.clap.architecture import Architecture, architecture
+from siren.networks.clap.architecture import Architecture, architecture, require_same
 from siren.networks.clap.hf import TransformersClap
 from siren.networks.clap.laion import LaionClap
 from siren.networks.clap.protocol import Clap
+from siren.networks.clap.published import load_published
 from siren.networks.text import Tokenizer, train
 
 KIND = "clap"
 CLAPS: dict[str, type[Clap]] = {"transformers": TransformersClap, "laion": LaionClap}
 
-__all__ = ["CLAPS", "KIND", "Architecture", "Clap", "build", "load", "save"]
+__all__ = ["CLAPS", "KIND", "Architecture", "Clap", "build", "extra", "load", "load_weights", "save"]
 
 
 def build(network: Network, captions: list[str], sample_rate: int) -> Clap:
@@ -30,8 +31,12 @@ def build(network: Network, captions: list[str], sample_rate: int) -> Clap:
 
 
 def save(folder: str | Path, clap: Clap, extra: dict[str, Any] | None = None) -> None:
-    """Write weights, sidecar and tokeniser; the same bytes whichever backend holds the weights."""
-    config = {"sample_rate": clap.sample_rate, "architecture": dataclasses.asdict(clap.arch)}
+    """Write weights, sidecar and tokeniser; the weights are the same bytes whichever backend holds them."""
+    config = {
+        "backend": clap.backend,
+        "sample_rate": clap.sample_rate,
+        "architecture": dataclasses.asdict(clap.arch),
+    }
     if not isinstance(clap, TransformersClap):
         other = TransformersClap(clap.arch, clap.tokenizer, clap.sample_rate)
         other.load_canonical(clap.canonical_state())
@@ -40,16 +45,52 @@ def save(folder: str | Path, clap: Clap, extra: dict[str, Any] | None = None) ->
     clap.tokenizer.save(folder)
 
 
-def load(folder: str | Path, device: str = "cpu", backend: str = "transformers") -> Clap:
-    """A saved CLAP, frozen and in evaluation mode. Raises ValueError for damaged or foreign weights."""
+def load(folder: str | Path, device: str = "cpu", backend: str | None = None) -> Clap:
+    """A saved CLAP, frozen and in evaluation mode, run by `backend` or by the one it was saved from.
+
+    Raises ValueError for damaged or foreign weights.
+    """
     config, state = store.load_state(folder, KIND)
     arch = architecture(config["architecture"], f"{folder}: architecture")
-    clap = _backend(backend)(arch, Tokenizer.load(folder), config["sample_rate"])
+    clap = _backend(backend or config["backend"])(arch, Tokenizer.load(folder), config["sample_rate"])
     clap.load_canonical(state)
     return clap.requires_grad_(False).eval().to(device)
 
 
+def load_weights(network: Network, sample_rate: int) -> Clap:
+    """The CLAP that `network.weights` names: a folder of ours, a hub name, a folder in its layout or a checkpoint.
+
+    Raises ConfigError where nothing is there, or where it has not the architecture that the settings give.
+    """
+    assert network.weights is not None
+    if is_ours(network.weights):
+        clap = load(network.weights, backend=network.backend)
+        clap.sample_rate = sample_rate
+    elif network.weights.startswith("weights/") and not Path(network.weights).exists():
+        raise ConfigError(
+            f"networks.clap.weights is {network.weights!r}, where no saved network lies; make one with "
+            "`make networks`, or set it to null to train one here"
+        )
+    else:
+        clap = load_published(network.weights, _backend(network.backend), sample_rate)
+    require_same(network.architecture, clap.arch, network.weights, "networks.clap.architecture")
+    return clap
+
+
+def extra(weights: str) -> dict[str, Any]:
+    """What the sidecar of saved weights tells beyond their config; where they are from, for published ones."""
+    return store.read_sidecar(weights)["extra"] if is_ours(weights) else {"weights": weights}
+
+
+def is_ours(folder: str | Path) -> bool:
+    """Whether `folder` holds a CLAP in our format; the hub's has a config.json too, of another content."""
+    try:
+        return bool(store.read_sidecar(folder)["kind"] == KIND)
+    except ValueError:
+        return False
+
+
 def _backend(name: str) -> type[Clap]:
     if name not in CLAPS:
-        raise ValueError(f"unknown CLAP backend {name!r}; there are {', '.join(CLAPS)}")
+        raise ConfigError(f"networks.clap.backend is {name!r}; there are {', '.join(CLAPS)}")
     return CLAPS[name]

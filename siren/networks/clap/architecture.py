@@ -99,6 +99,15 @@ def architecture(data: dict[str, Any], where: str = "networks.clap.architecture"
     return parsed
 
 
+def require_same(given: dict[str, Any], made: Any, weights: str, where: str) -> None:
+    """Raise `ConfigError` where settings name a size that the loaded weights do not have."""
+    for key, value in given.items():
+        require(hasattr(made, key), f"unknown key '{where}.{key}'")
+        has = getattr(made, key)
+        fits = value >= has if key == "vocab_size" else value == (list(has) if isinstance(has, tuple) else has)
+        require(fits, f"{where}.{key} is {value!r}, but {weights} was made with {has!r}; train anew or change the key")
+
+
 HTSAT_TINY_48K = Architecture(  # laion/clap-htsat-unfused and 630k-audioset-best.pt
     sample_rate=48000,
     max_seconds=10.0,

@@ -1,5 +1,7 @@
 """CLAP as transformers' `ClapModel`: the default backend. Offline, and without torchaudio."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -21,7 +23,7 @@ class TransformersClap(Clap):
     def __init__(self, arch: Architecture, tokenizer: Tokenizer, sample_rate: int) -> None:
         super().__init__(arch, tokenizer, sample_rate)
         self.features = LogMel(arch)
-        self.model = clap_model(arch, tokenizer)
+        self.model: Any = clap_model(arch, tokenizer)
 
     @property
     def logit_scale(self) -> torch.Tensor:

@@ -5,6 +5,7 @@ instead of being downloaded; and HTS-AT is made at our size, of which the packag
 own log-mel, from torchlibrosa. In training it also drops stripes of the spectrogram, as its authors do.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -29,7 +30,7 @@ class LaionClap(Clap):
 
     def __init__(self, arch: Architecture, tokenizer: Tokenizer, sample_rate: int) -> None:
         super().__init__(arch, tokenizer, sample_rate)
-        self.model = clap_model(arch, tokenizer)
+        self.model: Any = clap_model(arch, tokenizer)
 
     @property
     def logit_scale(self) -> torch.Tensor:
@@ -77,8 +78,9 @@ def clap_model(arch: Architecture, tokenizer: Tokenizer) -> nn.Module:
         "heads": arch.text_heads,
         "layers": arch.text_layers,
     }
-    with _towers(package, arch, tokenizer):
-        model: nn.Module = package.CLAP(arch.audio_width, audio, text, joint_embed_shape=arch.embed_dim)
+    with _towers(package, arch, tokenizer), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.meshgrid")  # the package's own call, still right
+        model: Any = package.CLAP(arch.audio_width, audio, text, joint_embed_shape=arch.embed_dim)
     if arch.text_width != 768:  # the width that the package takes every RoBERTa to have
         model.text_projection[0] = nn.Linear(arch.text_width, arch.embed_dim)
     return model

@@ -35,9 +35,7 @@ class Clap(nn.Module, ABC):
         self.arch, self.tokenizer = arch, tokenizer
         self.sample_rate, self.text_width, self.embed_dim = sample_rate, arch.text_width, arch.embed_dim
 
-    def text_states(
-        self, captions: list[str]
-    ) -> tuple[Float[torch.Tensor, "B L P"], Bool[torch.Tensor, "B L"]]:
+    def text_states(self, captions: list[str]) -> tuple[Float[torch.Tensor, "B L P"], Bool[torch.Tensor, "B L"]]:
         """Last hidden states of every token and which of them are tokens; the others are zero."""
         ids, mask = self._tokens(captions)
         states, _ = self._text(ids, mask)

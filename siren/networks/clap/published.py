@@ -34,11 +34,16 @@ def _hub(name: str) -> tuple[Architecture, Tokenizer, dict[str, torch.Tensor]]:
     from transformers import ClapFeatureExtractor, ClapModel
 
     model = ClapModel.from_pretrained(name, dtype=torch.float32)
-    if model.config.audio_config.enable_fusion:
-        raise ValueError(f"{name} uses feature fusion; name one without, such as laion/larger_clap_general")
+    refuse_fusion(name, model.config)
     extractor = ClapFeatureExtractor.from_pretrained(name)
     arch = architecture_of(model.config, extractor)
     return arch, Tokenizer.published(name), model.state_dict()
+
+
+def refuse_fusion(name: str, config: Any) -> None:
+    """Raise ValueError for a model with feature fusion."""
+    if config.audio_config.enable_fusion:
+        raise ValueError(f"{name} uses feature fusion; name one without, such as laion/larger_clap_general")
 
 
 def architecture_of(config: Any, extractor: Any) -> Architecture:

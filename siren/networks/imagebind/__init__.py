@@ -12,17 +12,19 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from siren.config import Network
+from siren.config import ConfigError, Network
 from siren.networks import clap as clap_network
 from siren.networks import store
+from siren.networks.clap.architecture import require_same
 from siren.networks.clap.published import load_tensors
 from siren.networks.imagebind.architecture import HUGE, architecture
-from siren.networks.imagebind.model import LICENCE, ImageBind, load_weights
+from siren.networks.imagebind.model import LICENCE, ImageBind, load_weights_into
 from siren.networks.text import Tokenizer, train
 
 KIND = "imagebind"
+WHERE = "networks.imagebind"
 
-__all__ = ["KIND", "LICENCE", "REWARDS", "ImageBind", "Reward", "build", "load", "load_published", "save"]
+__all__ = ["KIND", "LICENCE", "REWARDS", "ImageBind", "Reward", "build", "extra", "load", "load_weights", "save"]
 
 
 class Reward(Protocol):
@@ -41,9 +43,7 @@ def build(network: Network, captions: list[str], sample_rate: int) -> nn.Module:
 
     Its random start is torch's generator's. Raises ConfigError for an unknown key or an impossible size.
     """
-    if network.backend not in REWARDS:
-        raise ValueError(f"unknown reward {network.backend!r}; there are {', '.join(REWARDS)}")
-    return REWARDS[network.backend](network, captions, sample_rate)
+    return REWARDS[_known(network.backend)](network, captions, sample_rate)
 
 
 def _build_imagebind(network: Network, captions: list[str], sample_rate: int) -> nn.Module:
@@ -65,7 +65,7 @@ REWARDS: dict[str, Callable[[Network, list[str], int], nn.Module]] = {
 
 
 def save(folder: str | Path, reward: nn.Module, extra: dict[str, Any] | None = None) -> None:
-    """Write weights, sidecar and tokeniser. The licence goes into the sidecar."""
+    """Write weights, sidecar and tokeniser. ImageBind's licence goes into the sidecar."""
     if isinstance(reward, clap_network.Clap):
         return clap_network.save(folder, reward, extra)
     assert isinstance(reward, ImageBind)
@@ -84,15 +84,51 @@ def load(folder: str | Path, device: str = "cpu") -> Any:
     arch = architecture(config["architecture"], f"{folder}: architecture")
     tokenizer = Tokenizer.load(folder) if arch.tokens == "corpus" else None
     reward = ImageBind(arch, tokenizer, config["sample_rate"])
-    load_weights(reward.model, state)
+    load_weights_into(reward.model, state)
     return reward.requires_grad_(False).eval().to(device)
 
 
-def load_published(path: str | Path, sample_rate: int) -> ImageBind:
-    """imagebind_huge from a file (imagebind_huge.pth or a safetensors copy), audio and text only.
+def load_weights(network: Network, sample_rate: int) -> Any:
+    """The reward that `network.weights` names: a folder of ours, or a file of imagebind_huge (`.pth`, safetensors).
 
-    Not run here on the published weights (4.8 GB behind a network); the same code is tested on a small file.
+    The published file has not been run here (4.8 GB behind a network); the same code is tested on a small one. For
+    the `clap` reward, anything that `siren.networks.clap` loads. Raises ConfigError where it is not what the settings
+    say.
     """
-    reward = ImageBind(HUGE, None, sample_rate)
-    load_weights(reward.model, load_tensors(path))
-    return reward.requires_grad_(False).eval()
+    assert network.weights is not None
+    where = f"{WHERE}.architecture"
+    if _known(network.backend) == "clap":
+        return clap_network.load_weights(dataclasses.replace(network, backend="transformers"), sample_rate)
+    if is_ours(network.weights):
+        reward = load(network.weights)
+        reward.sample_rate = sample_rate
+    elif Path(network.weights).is_file():
+        reward = ImageBind(HUGE, None, sample_rate).requires_grad_(False).eval()
+        load_weights_into(reward.model, load_tensors(network.weights))
+    else:
+        raise ConfigError(
+            f"{WHERE}.weights is {network.weights!r}, where no saved network lies; make one with `make networks`, "
+            "name the file of imagebind_huge, or set it to null to train one here"
+        )
+    require_same(network.architecture, reward.arch, network.weights, where)
+    return reward
+
+
+def extra(weights: str) -> dict[str, Any]:
+    """What the sidecar of saved weights tells beyond their config; where they are from, for published ones."""
+    ours = is_ours(weights) or clap_network.is_ours(weights)
+    return store.read_sidecar(weights)["extra"] if ours else {"weights": weights}
+
+
+def is_ours(folder: str | Path) -> bool:
+    """Whether `folder` holds an ImageBind in our format."""
+    try:
+        return bool(store.read_sidecar(folder)["kind"] == KIND)
+    except ValueError:
+        return False
+
+
+def _known(backend: str) -> str:
+    if backend not in REWARDS:
+        raise ConfigError(f"{WHERE}.backend is {backend!r}; there are {', '.join(REWARDS)}")
+    return backend

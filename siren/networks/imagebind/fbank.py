@@ -64,9 +64,7 @@ def _mel(hz: torch.Tensor) -> torch.Tensor:
     return 1127.0 * torch.log1p(hz / 700.0)
 
 
-def windows(
-    wav: Float[torch.Tensor, "B S"], length: int, count: int
-) -> Float[torch.Tensor, "B W length"]:
+def windows(wav: Float[torch.Tensor, "B S"], length: int, count: int) -> Float[torch.Tensor, "B W length"]:
     """`count` evenly spread windows of `length` samples; a clip that is not longer is one window as it is."""
     samples = wav.shape[-1]
     if samples == 0:

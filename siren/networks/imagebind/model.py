@@ -44,7 +44,7 @@ class ImageBind(nn.Module):
         self.arch, self.tokenizer = arch, tokenizer
         self.sample_rate, self.embed_dim = sample_rate, arch.embed_dim
         self.features = Fbank(arch.sample_rate, arch.mel_bins, arch.target_frames)
-        self.model = imagebind_model(arch)
+        self.model: Any = imagebind_model(arch)
         self._clip_tokens: Any = clip_tokenizer(arch.context_length) if tokenizer is None else None
 
     @property
@@ -88,7 +88,9 @@ def imagebind_model(arch: Architecture) -> nn.Module:
     """An untrained `ImageBindModel` of this size with audio and text only; its names are the published ones."""
     package = module_of("imagebind", "models.imagebind_model", DISTRIBUTION)
     nothing = {
-        f"{name}_{part}": size for name in UNUSED for part, size in (("embed_dim", 8), ("num_blocks", 0), ("num_heads", 1))
+        f"{name}_{part}": size
+        for name in UNUSED
+        for part, size in (("embed_dim", 8), ("num_blocks", 0), ("num_heads", 1))
     }
     model: Any = package.ImageBindModel(
         out_embed_dim=arch.embed_dim,
@@ -106,7 +108,10 @@ def imagebind_model(arch: Architecture) -> nn.Module:
         **nothing,
     )
     model.modality_preprocessors["text"] = package.TextPreprocessor(
-        vocab_size=arch.vocab_size + 1, context_length=arch.context_length, embed_dim=arch.text_width, causal_masking=True
+        vocab_size=arch.vocab_size + 1,
+        context_length=arch.context_length,
+        embed_dim=arch.text_width,
+        causal_masking=True,
     )
     for part in (
         model.modality_preprocessors,
@@ -116,7 +121,7 @@ def imagebind_model(arch: Architecture) -> nn.Module:
     ):
         for name in UNUSED:
             del part[name]
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def clip_tokenizer(context_length: int) -> Any:
@@ -129,7 +134,7 @@ def clip_tokenizer(context_length: int) -> Any:
     return package.SimpleTokenizer(str(vocabulary), context_length)
 
 
-def load_weights(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+def load_weights_into(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
     """Take weights under the package's names; those of other modalities are left out.
 
     Raises ValueError naming what is missing or misshapen.
