@@ -20,10 +20,11 @@ from siren.evaluate import bootstrap, judging, metrics
 from siren.evaluate.bootstrap import Interval
 from siren.evaluate.hearing import Ears, Heard
 from siren.evaluate.prompts import Prompts, check, counts, index
+from siren.progress import track
 
 BEST_ARMS = ("aligned", "stage1")  # the first that is there is shuffled
 COMPARED = (("aligned", "stage1"), ("stage1", "untrained"), ("aligned", "shuffled"), ("stage1", "shuffled"))
-SET_RESAMPLES_SHARE = 5  # a Fréchet distance costs a decomposition: one resample for five that a mean gets
+SET_RESAMPLES_SHARE = 10  # a Fréchet distance costs a decomposition: one resample for ten that a mean gets
 
 
 @dataclass(frozen=True)
@@ -67,17 +68,18 @@ def evaluate(
             notes.append(f"no shuffled control: {error}")
     scores = {arm: paired(h, heard["real"], texts, listed) for arm, h in heard.items()}
     resamples = settings.bootstrap
+    figures = {
+        arm: {
+            **set_metrics(arm, h, heard["real"], listed, called, settings, seed, notes),
+            **paired_metrics(scores[arm], called, resamples, seed),
+            "silent_clips": int(h.silent.sum()),
+        }
+        for arm, h in track(heard.items(), "distances and intervals", total=len(heard), unit="arm")
+    }
     report = {
         "prompts": counts(listed),
         "networks": called,
-        "arms": {
-            arm: {
-                **set_metrics(arm, h, heard["real"], listed, called, settings, seed, notes),
-                **paired_metrics(scores[arm], listed, called, resamples, seed),
-                "silent_clips": int(h.silent.sum()),
-            }
-            for arm, h in heard.items()
-        },
+        "arms": figures,
         "differences": differences(scores, called, resamples, seed),
         "events": {arm: event_table(h, listed) for arm, h in heard.items()},
         "notes": list(dict.fromkeys(notes)),
@@ -111,7 +113,7 @@ def paired(heard: Heard, real: Heard, texts: Mapping[str, np.ndarray], listed: P
 
 
 def paired_metrics(
-    scores: Mapping[str, np.ndarray], listed: Prompts, called: Mapping[str, str], resamples: int, seed: int
+    scores: Mapping[str, np.ndarray], called: Mapping[str, str], resamples: int, seed: int
 ) -> dict[str, Any]:
     """Means with intervals of what `paired` gave, over the prompts to which each applies."""
     result = {}
