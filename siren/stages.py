@@ -105,6 +105,22 @@ def codec(config: Config) -> None:
                 run.audio(f"held-out-{index}/{name}", wav, made.sample_rate)
 
 
+def clap(config: Config) -> None:
+    """The text-audio encoder that conditions and scores: loaded, or trained on the segments; models/clap."""
+    from siren.networks import clap as claps
+
+    with tracking.stage("clap", config, sections=("seed", "audio", "networks.clap")) as run:
+        _text_audio("clap", config, claps, run)
+
+
+def imagebind(config: Config) -> None:
+    """The reward: loaded, or trained on the segments from another seed than CLAP's; models/imagebind."""
+    from siren.networks import imagebind as rewards
+
+    with tracking.stage("imagebind", config, sections=("seed", "audio", "networks.imagebind")) as run:
+        _text_audio("imagebind", config, rewards, run)
+
+
 def judge(config: Config) -> None:
     """The evaluating networks: load the weights that the settings name, or train them on the segments; models/judge."""
     from siren.networks import judge as judges
@@ -590,6 +606,61 @@ def _waveforms(split: str) -> Any:
     if table.num_rows == 0:
         raise ValueError(f"no segment of split {split!r} in {SEGMENTS}; give the source clips of that split")
     return shards.pcm_array(table["pcm"])
+
+
+def _text_audio(name: str, config: Config, networks: Any, run: tracking.Run) -> None:
+    """Load or train one text-audio encoder (`networks` is its package), measure it on held-out clips, and keep it."""
+    import torch
+
+    from siren.randomness import item_seed
+    from siren.train.contrastive import train_contrastive
+    from siren.train.loop import Checkpoint, digest
+    from siren.train.retrieval import by_meaning, quality
+
+    network, rate = getattr(config.networks, name), config.audio.sample_rate
+    device, seed, checkpoint = _device(), item_seed(config.seed, name), None
+    wavs, captions, wordings, labels, relations = _captioned("train")
+    if network.weights is not None:
+        made, extra = networks.load_weights(network, rate).to(device), networks.extra(network.weights)
+    else:
+        assert network.training is not None  # config.Network holds one of the two
+        torch.manual_seed(seed)
+        made = networks.build(network, [wording for clip in wordings for wording in clip], rate)
+        made_with = [_hash(path) for path in [*sorted(SEGMENTS.glob("segments-*")), CAPTIONS / "captions.parquet"]]
+        checkpoint = Checkpoint(CHECKPOINTS / name, digest([to_dict(network), to_dict(config.audio), seed, made_with]))
+        settings = network.training
+        train_contrastive(made, wavs, wordings, labels, relations, settings, seed, run.log, device, checkpoint)
+        extra = {"recipe": to_dict(settings), "seed": seed}
+    known, report = by_meaning(wordings, labels, relations), {}
+    for split in ("val", "test"):
+        held_out, captions, _, labels, relations = _captioned(split)
+        if captions:
+            report[split] = quality(made, held_out, captions, labels, relations, known)
+    networks.save(MODELS / name, made, extra | {"quality": report})
+    if checkpoint:
+        checkpoint.clear()
+    _write_report(f"networks/{name}.json", report)
+    run.summary(flatten(report))
+
+
+def _captioned(split: str) -> tuple[Any, list[str], list[list[str]], list[list[str]], list[str | None]]:
+    """Segments of one split that have a caption: int16 [N, S], the caption, all its wordings, labels, relation."""
+    import numpy as np
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from siren import shards
+
+    captions = pq.read_table(CAPTIONS / "captions.parquet", columns=["id", "caption", "candidates"])
+    table = shards.read_shards(SEGMENTS, "segments", ["id", "split", "labels", "relation", "pcm"])
+    table = table.filter(pc.and_(pc.equal(table["split"], split), pc.is_in(table["id"], captions["id"])))
+    found = {row.pop("id"): row for row in captions.to_pylist()}
+    rows = [found[name] for name in table["id"].to_pylist()]
+    if split == "train" and not rows:
+        raise ValueError(f"no segment of split {split!r} in {SEGMENTS} has a caption; give the source such clips")
+    wordings = [list(dict.fromkeys([row["caption"], *(row["candidates"] or [])])) for row in rows]
+    wavs = shards.pcm_array(table["pcm"]) if rows else np.zeros((0, 0), np.int16)
+    return wavs, [row["caption"] for row in rows], wordings, table["labels"].to_pylist(), table["relation"].to_pylist()
 
 
 def _prefixed(log: Callable[[int, dict[str, float]], None], name: str) -> Callable[[int, dict[str, float]], None]:

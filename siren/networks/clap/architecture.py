@@ -25,11 +25,11 @@ class Architecture:
     fmax: float = 8000.0
     # HTS-AT: shifted-window attention, a stage doubles the width and halves the grid
     spec_size: int = 128
-    patch: int = 8
+    patch: int = 16
     width: int = 48
     depths: tuple[int, ...] = (2, 2)
     heads: tuple[int, ...] = (4, 8)
-    window: int = 8
+    window: int = 4
     # RoBERTa
     vocab_size: int = 512  # at most: the tokeniser that is trained on the corpus says how many there are
     text_width: int = 96

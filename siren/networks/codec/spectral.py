@@ -30,7 +30,7 @@ class SpectralArchitecture:
     """`networks.codec.architecture` of this backend."""
 
     window: int  # samples
-    hop: int  # samples of one frame
+    hop: int  # samples from one spectrum to the next
     mel_bands: int
     width: int  # of the decoder
     latent: int
@@ -41,12 +41,14 @@ class SpectralArchitecture:
     code_dim: int
     encoder_width: int | None = None  # null: as the decoder
     expansion: int = 3  # hidden width of a block over its width
+    spectra_per_frame: int = 1  # consecutive spectra that share one frame of codes: fewer frames for the model
 
     def __post_init__(self) -> None:
         require(
             self.hop > 0 and self.window % self.hop == 0 and self.window // self.hop >= 2,
             f"window {self.window} must be at least two hops of {self.hop}, and a whole number of them",
         )
+        require(self.spectra_per_frame >= 1, f"spectra_per_frame is {self.spectra_per_frame}; at least 1 is needed")
         require((self.window - self.hop) % 2 == 0, f"window {self.window} minus hop {self.hop} must be even")
         require(self.codebook_size <= 65536, f"codebook_size {self.codebook_size}: shards store codes as uint16")
 
@@ -59,7 +61,7 @@ class SpectralCodec(Codec):
     def __init__(self, architecture: SpectralArchitecture, sample_rate: int):
         super().__init__()
         a = self.architecture = architecture
-        self.sample_rate, self.hop = sample_rate, a.hop
+        self.sample_rate, self.hop = sample_rate, a.hop * a.spectra_per_frame
         self.num_codebooks, self.codebook_size, self.code_dim = a.num_codebooks, a.codebook_size, a.code_dim
         self.latent_dim = a.latent
         self.encoder = MelEncoder(a, sample_rate)
@@ -81,7 +83,7 @@ class SpectralCodec(Codec):
 
 
 class MelEncoder(nn.Module):
-    """Waveform → log-mel → ConvNeXt → latent. [B, S] → [B, S / hop, latent]"""
+    """Waveform → log-mel → ConvNeXt → latent, one for `spectra_per_frame` spectra. [B, S] → [B, T, latent]"""
 
     window: Tensor
     filters: Tensor
@@ -95,10 +97,12 @@ class MelEncoder(nn.Module):
         self.register_buffer("filters", filters.t().contiguous(), persistent=False)
         self.embed = nn.Linear(a.mel_bands, width)
         self.trunk = Trunk(width, a.encoder_blocks, a.expansion)
-        self.out = nn.Linear(width, a.latent)
+        self.spectra = a.spectra_per_frame
+        self.out = nn.Linear(width * self.spectra, a.latent)
 
     def forward(self, wav: Float[Tensor, "B S"]) -> Float[Tensor, "B T latent"]:
-        return self.out(self.trunk(self.embed(self.log_mel(wav))))
+        x = self.trunk(self.embed(self.log_mel(wav)))
+        return self.out(x.unflatten(1, (-1, self.spectra)).flatten(2))
 
     def log_mel(self, wav: Float[Tensor, "B S"]) -> Float[Tensor, "B T mel"]:
         """Natural logarithm of mel amplitudes, brought to about zero mean and unit variance."""
@@ -118,12 +122,14 @@ class SpectrumDecoder(nn.Module):
         super().__init__()
         self.hop = a.hop
         self.register_buffer("window", torch.hann_window(a.window), persistent=False)
-        self.embed = nn.Linear(a.latent, a.width)
+        self.spectra = a.spectra_per_frame
+        self.embed = nn.Linear(a.latent, a.width * self.spectra)
         self.trunk = Trunk(a.width, a.decoder_blocks, a.expansion)
         self.head = nn.Linear(a.width, a.window + 2)
 
     def forward(self, latent: Float[Tensor, "B T latent"]) -> Float[Tensor, "B S"]:
-        log_magnitude, phase = self.head(self.trunk(self.embed(latent))).chunk(2, dim=-1)
+        x = self.embed(latent).unflatten(-1, (self.spectra, -1)).flatten(1, 2)
+        log_magnitude, phase = self.head(self.trunk(x)).chunk(2, dim=-1)
         magnitude = log_magnitude.clamp(max=MAX_LOG_MAGNITUDE).exp()
         spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
         return inverse_stft(spectrum, self.window, self.hop)

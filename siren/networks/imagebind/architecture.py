@@ -20,7 +20,7 @@ class Architecture:
     target_frames: int = 158  # cut or padded to this; 1.6 s have exactly 158
     # audio tower: overlapping patches of the filter banks, one class token
     audio_kernel: int = 16
-    audio_stride: int = 14
+    audio_stride: int = 16
     audio_width: int = 96
     audio_layers: int = 3
     audio_heads: int = 4
