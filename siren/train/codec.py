@@ -32,7 +32,7 @@ FLOOR = 1e-4  # amplitude (-80 dBFS) added before the logarithm: what lies below
 class Recipe:
     """What is not in `Training`: crops, when the quantiser starts, and the weights of the loss."""
 
-    crop_frames: int = 40
+    crop_seconds: float = 0.8
     free_steps: int = 60  # without the quantiser; at most a tenth of the training
     fit_crops: int = 64  # crops whose latents start the codebooks
     revive_every: int = 20
@@ -75,7 +75,7 @@ def train_codec(
     optimiser = adamw(codec, settings)
     generator = torch.Generator().manual_seed(seed)
     distance = SpectralDistance(codec.sample_rate).to(device)
-    samples = recipe.crop_frames * codec.hop
+    samples = round(recipe.crop_seconds * codec.sample_rate / codec.hop) * codec.hop
     free_steps = min(recipe.free_steps, settings.steps // 10)
     done = checkpoint.restore(state, optimiser, generator)[0] if checkpoint else 0
 
@@ -160,7 +160,7 @@ class SpectralDistance(nn.Module):
     def forward(self, wav: Float[Tensor, "B S"], target: Float[Tensor, "B S"]) -> dict[str, Tensor]:
         mels, linears = [], []
         for window, _ in self.scales:
-            ours, theirs = self.amplitudes(torch.stack([wav, target]).flatten(0, 1), window).chunk(2)
+            ours, theirs = self.amplitudes(wav, window), self.amplitudes(target, window)
             mels.append((self.log_mel(ours, window) - self.log_mel(theirs, window)).abs().mean())
             linears.append(relative(ours, theirs))
         return {
