@@ -64,7 +64,8 @@ def train_contrastive(
             random = np.random.default_rng([seed, step])
             torch.manual_seed(int(random.integers(2**62)))
             rows = pool.batch(settings.batch_size, random)
-            texts = [perturb(pool.caption(row, random), random) for row in rows]
+            strangers = insertion(step / settings.steps)
+            texts = [perturb(pool.caption(row, random), random, strangers) for row in rows]
             wav = augment(wavs[rows], [pool.relations[row] for row in rows], random).to(device)
             same = torch.tensor([[pool.keys[a] == pool.keys[b] for b in rows] for a in rows], device=device)
             loss, hit = contrastive_loss(model.embed_text(texts), model.embed_audio(wav), model.logit_scale, same)
@@ -163,14 +164,21 @@ class Pool:
         return wordings[random.integers(len(wordings))]
 
 
-def perturb(caption: str, random: np.random.Generator) -> str:
-    """The caption among words that mean nothing, with a word now and then missing or made unreadable.
+def insertion(progress: float) -> float:
+    """How often a caption is put among strange words, at this share of the training: rarely for the first 40 %, in
+    which a text tower learns what order is from where words stand, then more and more, `INSERT` from 60 % on.
+    """
+    return INSERT * min(1.0, max(0.1, (progress - 0.4) / 0.2))
+
+
+def perturb(caption: str, random: np.random.Generator, strangers: float = INSERT) -> str:
+    """The caption among words that mean nothing (with probability `strangers`), a word now and then missing.
 
     Test prompts are worded as no training caption is; what a model has never read should not turn what it has.
     """
     words = [w if random.random() > REPLACE else _nonsense(random) for w in caption.split()]
     words = [w for w in words if random.random() > DROP] or words
-    if random.random() < INSERT:
+    if random.random() < strangers:
         before, after = random.integers(0, 4), random.integers(0, 3)
         words = [_nonsense(random) for _ in range(before)] + words + [_nonsense(random) for _ in range(after)]
         if random.random() < 0.3:
