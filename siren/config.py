@@ -221,11 +221,14 @@ class Model:
 class Stage1:
     training: Training
     text_dropout: float  # share of batches trained without text, for guidance at sampling time
+    history_dropout: float  # share of past frames blanked in training, so that the text is listened to
     shuffle_captions: bool  # the control: every clip is trained with another clip's caption
     validate_every: int
 
     def __post_init__(self) -> None:
-        require(0 <= self.text_dropout < 1, f"train.stage1.text_dropout is {self.text_dropout}; it lies in [0, 1)")
+        for name in ("text_dropout", "history_dropout"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"train.stage1.{name} is {value}; it lies in [0, 1)")
 
 
 @dataclass(frozen=True)

@@ -114,12 +114,21 @@ class ResidualTransformer(nn.Module):
         return self.decoder_norm(z)
 
     def forward(
-        self, codes: Int[Tensor, "B K T"], states: Float[Tensor, "B L P"], mask: Bool[Tensor, "B L"]
+        self,
+        codes: Int[Tensor, "B K T"],
+        states: Float[Tensor, "B L P"],
+        mask: Bool[Tensor, "B L"],
+        heard: Bool[Tensor, "B T"] | None = None,
     ) -> Float[Tensor, "B N T V"]:
-        """Logits of the owned codebooks under teacher forcing; code j of frame t has seen what sampling has seen."""
+        """Logits of the owned codebooks under teacher forcing; code j of frame t has seen what sampling has seen.
+
+        Frames that are not `heard` are blank in the temporal input (training only, see `Stage1.history_dropout`).
+        """
         batch, _, frames = codes.shape
         text = self.read_text(states, mask)
         everything, accumulated = self.codebooks.embed(self.codebooks.gather(codes), self.first, self.group)
+        if heard is not None:
+            everything = everything * heard[..., None]
         x = torch.cat([self.start.expand(batch, 1, -1), everything[:, :-1]], dim=1)
         hidden = self.temporal_path(x, text)
         slots = [hidden] + [text.start[:, None] + a for a in accumulated]

@@ -5,6 +5,9 @@ without the quantiser, then every layer starts from the latents it will see (`fi
 chooses are moved onto latents of the current batch. Crops are drawn by a seeded generator on the CPU, so the data do
 not depend on the device; on one CPU with a fixed number of threads the same seed gives the same weights.
 
+A decoder that draws noise is trained by the energy distance (arXiv 2008.01160): the distance of two drawings to the
+target, less half their distance to each other. Without that last term the best noise is none, and rain is a buzz.
+
 Shapes: N clips · B batch · K codebooks · S samples · T frames · V codebook size.
 """
 
@@ -18,7 +21,7 @@ from torch import Tensor, nn
 
 from siren import audio
 from siren.config import Training
-from siren.networks.codec import Codec
+from siren.networks.codec import Codec, CodecOutput
 from siren.networks.codec.quantizer import fit_quantizer, revive
 from siren.progress import track
 from siren.shapes import Float
@@ -38,6 +41,7 @@ class Recipe:
     revive_every: int = 20
     linear: float = 0.5
     waveform: float = 0.1
+    repulsion: float = 1.0  # between two drawings of the decoder's noise; 1 makes the energy distance
     commitment: float = 0.25
     codebook: float = 1.0
 
@@ -86,8 +90,8 @@ def train_codec(
                 codec.quantizer, latents(codec, wavs, recipe.fit_crops, samples, generator, device), generator
             )
         wav = random_crops(wavs, settings.batch_size, samples, generator).to(device)
-        output = codec(wav, quantise=step >= free_steps)
-        losses = {**distance(output.wav, wav), "commitment": output.commitment, "codebook": output.codebook}
+        output = codec(wav, quantise=step >= free_steps, generator=on_device(generator, device))
+        losses = reconstruction_losses(distance, output, wav, recipe.repulsion)
         loss = total(losses, recipe)
         optimiser.zero_grad()
         loss.backward()
@@ -103,6 +107,23 @@ def train_codec(
         if checkpoint and (step + 1) % settings.checkpoint_every == 0:
             checkpoint.save(step + 1, state, optimiser, generator)
     codec.eval()
+
+
+def on_device(generator: torch.Generator, device: str | torch.device) -> torch.Generator:
+    """A generator on the device, seeded by the next number of this one: the noise of one step."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.Generator(device).manual_seed(seed)
+
+
+def reconstruction_losses(
+    distance: "SpectralDistance", output: CodecOutput, wav: Float[Tensor, "B S"], repulsion: float
+) -> dict[str, Tensor]:
+    """Distances to the target (the energy distance where there are twins), and the losses of the quantiser."""
+    losses = distance(output.wav, wav)
+    if output.twin is not None:
+        other, apart = distance(output.twin, wav), distance(output.wav, output.twin, loudness=wav)
+        losses = {name: (losses[name] + other[name] - repulsion * apart[name]) / 2 for name in losses}
+    return {**losses, "commitment": output.commitment, "codebook": output.codebook}
 
 
 def total(losses: dict[str, Tensor], recipe: Recipe) -> Tensor:
@@ -157,16 +178,21 @@ class SpectralDistance(nn.Module):
             self.register_buffer(f"window_{window}", torch.hann_window(window))
             self.register_buffer(f"filters_{window}", audio.mel_filterbank(bands, window, sample_rate))
 
-    def forward(self, wav: Float[Tensor, "B S"], target: Float[Tensor, "B S"]) -> dict[str, Tensor]:
+    def forward(
+        self, wav: Float[Tensor, "B S"], target: Float[Tensor, "B S"], loudness: Float[Tensor, "B S"] | None = None
+    ) -> dict[str, Tensor]:
+        """`loudness` is the signal whose L1 the linear and waveform terms are relative to, if not the target's."""
+        loudness = target if loudness is None else loudness
         mels, linears = [], []
         for window, _ in self.scales:
             ours, theirs = self.amplitudes(wav, window), self.amplitudes(target, window)
+            scale = theirs if loudness is target else self.amplitudes(loudness, window)
             mels.append((self.log_mel(ours, window) - self.log_mel(theirs, window)).abs().mean())
-            linears.append(relative(ours, theirs))
+            linears.append(relative(ours - theirs, scale))
         return {
             "mel": torch.stack(mels).mean(),
             "linear": torch.stack(linears).mean(),
-            "waveform": relative(wav, target),
+            "waveform": relative(wav - target, loudness),
         }
 
     def amplitudes(self, wav: Float[Tensor, "B S"], window: int) -> Float[Tensor, "B bins T"]:
@@ -178,8 +204,8 @@ class SpectralDistance(nn.Module):
         return torch.log(getattr(self, f"filters_{window}") @ amplitudes + FLOOR)
 
 
-def relative(ours: Tensor, theirs: Tensor) -> Tensor:
-    return (ours - theirs).abs().sum() / theirs.abs().sum().clamp_min(1e-3)
+def relative(difference: Tensor, scale: Tensor) -> Tensor:
+    return difference.abs().sum() / scale.abs().sum().clamp_min(1e-3)
 
 
 @torch.no_grad()

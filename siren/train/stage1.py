@@ -93,7 +93,9 @@ def train_stage1(
         batch = batches(step, device)
         if settings.text_dropout and _text_is_dropped(seed, step, settings.text_dropout):
             batch.states, batch.mask = transformer.null_text(len(batch.codes), batch.states.shape[-1])
-        losses = cross_entropy(transformer(batch.codes, batch.states, batch.mask), transformer.targets(batch.codes))
+        heard = _heard(seed, step, batch.codes, settings.history_dropout)
+        logits = transformer(batch.codes, batch.states, batch.mask, heard)
+        losses = cross_entropy(logits, transformer.targets(batch.codes))
         loss = losses.mean()
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"{label}: the loss is {loss.item()} at step {step}; lower the learning rate")
@@ -144,3 +146,11 @@ def _named(name: str, transformer: ResidualTransformer, losses: Tensor) -> dict[
 
 def _text_is_dropped(seed: int, step: int, share: float) -> bool:
     return bool(np.random.default_rng(item_seed(seed, "text", step)).random() < share)
+
+
+def _heard(seed: int, step: int, codes: Tensor, share: float) -> Tensor | None:
+    """Which frames of the past the transformer may see in this step, bool [B, T]; None where it is all of them."""
+    if share == 0:
+        return None
+    rng = np.random.default_rng(item_seed(seed, "history", step))
+    return torch.from_numpy(rng.random((codes.shape[0], codes.shape[2])) >= share).to(codes.device)

@@ -45,7 +45,7 @@ TRAINING = Training(
     log_every=10,
     checkpoint_every=20,
 )
-RECIPE = Recipe(crop_frames=32, fit_crops=8)
+RECIPE = Recipe(crop_seconds=0.256, fit_crops=8)
 
 
 def make(seed: int = 0) -> codecs.Codec:

@@ -83,17 +83,17 @@ def bell(generator: np.random.Generator, seconds: float, rate: int) -> np.ndarra
 
 
 def engine(generator: np.random.Generator, seconds: float, rate: int) -> np.ndarray:
-    """A running motor: a low buzz of many harmonics with uneven cylinders and slight hunting."""
-    pitch = generator.uniform(45, 85)
+    """A running motor: a rough buzz of many harmonics with uneven cylinders, slight hunting and a rattle above 300 Hz."""
+    pitch = generator.uniform(85, 130)
     t = _times(seconds, rate)
     wobble = 1 + 0.03 * np.sin(2 * np.pi * (generator.uniform(1.5, 4) * t + generator.random()))
     cycles = np.cumsum(pitch * wobble) / rate
-    order = np.arange(1, 25)[:, None]
+    order = np.arange(1, 31)[:, None]
     table_phase = 2 * np.pi * order * np.arange(2048) / 2048
-    weight = order**-0.6 * generator.uniform(0.5, 1.0, order.shape)
+    weight = order**-0.35 * generator.uniform(0.5, 1.0, order.shape)
     table = (weight * np.sin(table_phase + generator.uniform(0, 2 * np.pi, order.shape))).sum(0)
     buzz = table[(cycles * 2048).astype(int) % 2048] * (1 + 0.35 * np.sin(np.pi * cycles))
-    return buzz + 0.25 * buzz.std() * _noise(generator, len(t), rate, 80, 900)
+    return buzz + 0.3 * buzz.std() * _noise(generator, len(t), rate, 300, 2500)
 
 
 def bird(generator: np.random.Generator, seconds: float, rate: int) -> np.ndarray:

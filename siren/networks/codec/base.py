@@ -29,6 +29,7 @@ class CodecOutput:
     """One differentiable pass: sound, the latent before the quantiser, and what the quantiser made of it."""
 
     wav: Float[Tensor, "B S"]  # S is a multiple of the hop
+    twin: Float[Tensor, "B S"] | None  # the same with other noise, from a decoder that draws some
     latent: Float[Tensor, "B latent T"]
     projected: Float[Tensor, "B K*C T"] | None  # in-projections, what the nearest rows are searched for
     codes: Int[Tensor, "B K T"] | None
@@ -59,19 +60,32 @@ class Codec(nn.Module):
     def synthesise(self, latent: Float[Tensor, "B latent T"]) -> Float[Tensor, "B S"]:
         """The waveform of a latent; at most T · hop samples, any that are missing are at the end."""
 
+    def synthesise_twins(
+        self, latent: Float[Tensor, "B latent T"], generator: torch.Generator
+    ) -> tuple[Float[Tensor, "B S"], Float[Tensor, "B S"] | None]:
+        """Two waveforms of a latent that differ in their noise; (waveform, None) from a decoder without any."""
+        return self.synthesise(latent), None
+
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """{backend, sample_rate, architecture} as plain data."""
 
-    def forward(self, wav: Float[Tensor, "B S"], quantise: bool = True) -> CodecOutput:
-        """Encode and decode with gradients; without `quantise` the latent goes straight to the decoder."""
-        latent = self.analyse(self.padded(wav))
-        if not quantise:
-            zero = latent.new_zeros(())
-            return CodecOutput(self.to_length(self.synthesise(latent), latent), latent, None, None, zero, zero)
-        quantised, codes, projected, commitment, codebook = self.quantizer(latent)
-        wav = self.to_length(self.synthesise(quantised), latent)
-        return CodecOutput(wav, latent, projected, codes, commitment.mean(), codebook.mean())
+    def forward(
+        self, wav: Float[Tensor, "B S"], quantise: bool = True, generator: torch.Generator | None = None
+    ) -> CodecOutput:
+        """Encode and decode with gradients; without `quantise` the latent goes straight to the decoder.
+
+        With a generator (on the codec's device) the decoder's noise is drawn from it, twice if it uses any.
+        """
+        latent = heard = self.analyse(self.padded(wav))
+        codes = projected = None
+        commitment = codebook = latent.new_zeros(())
+        if quantise:
+            heard, codes, projected, commitment, codebook = self.quantizer(latent)
+        twins = (self.synthesise(heard), None) if generator is None else self.synthesise_twins(heard, generator)
+        first, second = (wav if wav is None else self.to_length(wav, latent) for wav in twins)
+        assert first is not None
+        return CodecOutput(first, second, latent, projected, codes, commitment.mean(), codebook.mean())
 
     @torch.no_grad()
     def encode(self, wav: Float[Tensor, "B S"]) -> Int[Tensor, "B K T"]:

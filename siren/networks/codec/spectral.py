@@ -3,7 +3,9 @@
 The family of Vocos (arXiv 2306.00814) and WavTokenizer (arXiv 2408.16532): both ends see one vector per hop instead of
 samples, so a CPU trains it in minutes, where a waveform codec such as DAC needs hours. Between them is DAC's residual
 quantiser, unchanged. Unusual: the encoder hears only the magnitudes, so the decoder invents the phase; reconstructions
-sound alike and do not match sample by sample.
+sound alike and do not match sample by sample. And a decoder without any randomness turns rain into a buzz, because
+equal codes give equal frames; so it adds Gaussian noise with gains that it predicts by band. Decoding uses one fixed
+noise, a function of the frame's number alone: the same codes always give the same sound.
 
 Shapes: B batch · T frames · S samples · W window · D width.
 """
@@ -23,6 +25,7 @@ from siren.shapes import Float
 
 LOG_FLOOR = 1e-5  # amplitude (-100 dBFS) added before the logarithm
 MAX_LOG_MAGNITUDE = 6.5  # a full-scale sine has a magnitude of half the window, exp(6.5) at 1280 samples
+NOISE_FRAMES = 512  # the fixed noise repeats after so many frames (10 s)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class SpectralArchitecture:
     code_dim: int
     encoder_width: int | None = None  # null: as the decoder
     expansion: int = 3  # hidden width of a block over its width
+    noise_bands: int = 0  # mel bands of the noise that the decoder adds; 0 for none
     spectra_per_frame: int = 1  # consecutive spectra that share one frame of codes: fewer frames for the model
 
     def __post_init__(self) -> None:
@@ -66,13 +70,21 @@ class SpectralCodec(Codec):
         self.latent_dim = a.latent
         self.encoder = MelEncoder(a, sample_rate)
         self.quantizer = ResidualQuantizer(a.latent, a.num_codebooks, a.codebook_size, a.code_dim)
-        self.decoder = SpectrumDecoder(a)
+        self.decoder = SpectrumDecoder(a, sample_rate)
 
     def analyse(self, wav: Float[Tensor, "B S"]) -> Float[Tensor, "B latent T"]:
         return self.encoder(wav).transpose(1, 2)
 
     def synthesise(self, latent: Float[Tensor, "B latent T"]) -> Float[Tensor, "B S"]:
-        return self.decoder(latent.transpose(1, 2))
+        return self.decoder(latent.transpose(1, 2))[0]
+
+    def synthesise_twins(
+        self, latent: Float[Tensor, "B latent T"], generator: torch.Generator
+    ) -> tuple[Float[Tensor, "B S"], Float[Tensor, "B S"] | None]:
+        if not self.architecture.noise_bands:
+            return self.synthesise(latent), None
+        first, second = self.decoder(latent.transpose(1, 2), generator)
+        return first, second
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -114,25 +126,50 @@ class MelEncoder(nn.Module):
 
 
 class SpectrumDecoder(nn.Module):
-    """Latent → ConvNeXt → log-magnitude and phase of every bin → inverse STFT. [B, T, latent] → [B, T · hop]"""
+    """Latent → ConvNeXt → log-magnitude, phase and noise gain of every bin → inverse STFT.
+
+    [B, T, latent] → one waveform [B, T · hop] with the fixed noise, or two with noises from a generator.
+    """
 
     window: Tensor
+    noise: Tensor
+    bands: Tensor
 
-    def __init__(self, a: SpectralArchitecture):
+    def __init__(self, a: SpectralArchitecture, sample_rate: int):
         super().__init__()
-        self.hop = a.hop
+        self.hop, bins = a.hop, a.window // 2 + 1
         self.register_buffer("window", torch.hann_window(a.window), persistent=False)
         self.spectra = a.spectra_per_frame
         self.embed = nn.Linear(a.latent, a.width * self.spectra)
         self.trunk = Trunk(a.width, a.decoder_blocks, a.expansion)
-        self.head = nn.Linear(a.width, a.window + 2)
+        self.head = nn.Linear(a.width, 2 * bins)
+        self.noise_gain = None
+        if a.noise_bands:
+            self.noise_gain = nn.Linear(a.width, a.noise_bands)
+            nn.init.constant_(self.noise_gain.bias, -3.0)
+            bands = audio.mel_filterbank(a.noise_bands, a.window, sample_rate)
+            self.register_buffer("bands", bands / bands.sum(0).clamp_min(1e-3), persistent=False)
+            fixed = torch.Generator().manual_seed(0)
+            self.register_buffer("noise", complex_noise((NOISE_FRAMES, bins), fixed), persistent=False)
 
-    def forward(self, latent: Float[Tensor, "B T latent"]) -> Float[Tensor, "B S"]:
-        x = self.embed(latent).unflatten(-1, (self.spectra, -1)).flatten(1, 2)
-        log_magnitude, phase = self.head(self.trunk(x)).chunk(2, dim=-1)
+    def forward(self, latent: Float[Tensor, "B T latent"], generator: torch.Generator | None = None) -> list[Tensor]:
+        x = self.trunk(self.embed(latent).unflatten(-1, (self.spectra, -1)).flatten(1, 2))
+        log_magnitude, phase = self.head(x).chunk(2, dim=-1)
         magnitude = log_magnitude.clamp(max=MAX_LOG_MAGNITUDE).exp()
         spectrum = torch.complex(magnitude * phase.cos(), magnitude * phase.sin())
-        return inverse_stft(spectrum, self.window, self.hop)
+        if self.noise_gain is None:
+            return [inverse_stft(spectrum, self.window, self.hop)]
+        gain = self.noise_gain(x).clamp(max=MAX_LOG_MAGNITUDE).exp() @ self.bands
+        if generator is None:
+            noises = [self.noise[torch.arange(x.shape[1], device=x.device) % NOISE_FRAMES]]
+        else:
+            noises = [complex_noise(spectrum.shape, generator) for _ in range(2)]
+        return [inverse_stft(spectrum + gain * noise, self.window, self.hop) for noise in noises]
+
+
+def complex_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Complex Gaussian noise of unit variance, on the generator's device."""
+    return torch.randn(shape, generator=generator, device=generator.device, dtype=torch.complex64)
 
 
 class Trunk(nn.Module):
