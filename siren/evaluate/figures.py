@@ -154,7 +154,7 @@ def smooth(values: Sequence[float], width: int) -> np.ndarray:
     """Centred moving average over `width` points, narrower at the ends. Raises ValueError for a width below 1."""
     if width < 1:
         raise ValueError(f"smoothing width is {width}; at least 1 is needed")
-    kernel = np.ones(width)
+    kernel = np.ones(min(width, len(values)))
     return np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same")
 
 
