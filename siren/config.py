@@ -276,6 +276,7 @@ class Align:
 class Sample:
     sampling: Sampling
     batch_size: int
+    candidates: int  # best of so many by CLAP score, as an arm of its own beside single samples; 1 for no such arm
     report_clips: int  # how many prompts get players in the report
 
 

@@ -315,11 +315,11 @@ def align(config: Config) -> None:
 
 def sample(config: Config) -> None:
     """Test prompts to sound, for the untrained model, stage 1 and the aligned model: outputs/samples."""
-    from siren.audio import write
     from siren.encode.tokens import read_tokens
     from siren.generate.bundle import load_model
-    from siren.generate.offline import sample_tokens
+    from siren.generate.offline import best_by_clap, sample_tokens
     from siren.model.siren import Siren
+    from siren.networks import clap as claps
     from siren.networks import codec as codecs
     from siren.randomness import item_seed
 
@@ -328,29 +328,41 @@ def sample(config: Config) -> None:
         device = _device()
         codec = codecs.load(MODELS / "codec", device)
         prompts = read_tokens(TOKENS, "test", codec.fingerprint())
-        folders = _stage1_folders(config)
-        arms = {
+        folders, frames = _stage1_folders(config), _frames(config.audio.segment_seconds, codec)
+        models = {
             "untrained": Siren([_untrained(config, codec, prompts.text_width, k) for k in config.model.transformers]),
             "stage1": load_model(folders, codec.fingerprint()),
             "aligned": load_model([MODELS / "aligned", *folders[1:]], codec.fingerprint()),
         }
-        # One seed for a prompt in every arm: differences between arms are differences between models.
-        seeds = [item_seed(config.seed, "sample", name) for name in prompts.ids]
-        frames = _frames(config.audio.segment_seconds, codec)
-        for arm, model in arms.items():
-            wavs = sample_tokens(model.to(device), codec, prompts, seeds, frames, settings, arm)
-            for name, wav in zip(prompts.ids, wavs, strict=True):
-                write(SAMPLES / arm / f"{name}.wav", wav, codec.sample_rate)
+
+        def clips(arm: str, label: str, candidate: int = 0) -> Any:
+            # One seed for a prompt in every arm: differences between arms are differences between models.
+            seeds = [item_seed(config.seed, "sample", name, candidate) for name in prompts.ids]
+            return sample_tokens(models[arm].to(device), codec, prompts, seeds, frames, settings, label)
+
+        arms = {arm: clips(arm, arm) for arm in models}
+        if settings.candidates > 1:
+            others = [clips("aligned", f"candidate {c}", c) for c in range(1, settings.candidates)]
+            clap, batch = claps.load(MODELS / "clap", device), settings.batch_size
+            arms["reranked"] = best_by_clap(clap, [arms["aligned"], *others], prompts.captions, batch)
+        _write_samples(config, prompts, arms, codec.sample_rate)
+        for arm, wavs in arms.items():
             run.audio(f"{arm}/{prompts.captions[0]}", wavs[0], codec.sample_rate)
-        rows = [
-            {"id": i, "caption": c, "labels": labels, "relation": r, "seed": s}
-            for i, c, labels, r, s in zip(
-                prompts.ids, prompts.captions, prompts.labels, prompts.relations, seeds, strict=True
-            )
-        ]
-        listing = {"arms": list(arms), "sampling": to_dict(settings.sampling), "prompts": rows}
-        (SAMPLES / "samples.json").write_text(json.dumps(listing, indent=1) + "\n")
-        run.summary({"clips": len(rows) * len(arms)})
+        run.summary({"clips": len(prompts) * len(arms)})
+
+
+def _write_samples(config: Config, prompts: Any, arms: dict[str, Any], sample_rate: int) -> None:
+    """One WAV for each arm and prompt, and the list of them."""
+    from siren.audio import write
+
+    for arm, wavs in arms.items():
+        for name, wav in zip(prompts.ids, wavs, strict=True):
+            write(SAMPLES / arm / f"{name}.wav", wav, sample_rate)
+    columns = zip(prompts.ids, prompts.captions, prompts.labels, prompts.relations, strict=True)
+    rows = [{"id": i, "caption": c, "labels": labels, "relation": r} for i, c, labels, r in columns]
+    settings = config.evaluate.sample
+    listing = {"arms": list(arms), "sampling": to_dict(settings.sampling), "candidates": settings.candidates}
+    (SAMPLES / "samples.json").write_text(json.dumps({**listing, "prompts": rows}, indent=1) + "\n")
 
 
 def analyze(config: Config) -> None:

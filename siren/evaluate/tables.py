@@ -14,6 +14,7 @@ TITLES = {
     "shuffled": "Shuffled captions",
     "stage1": "Stage 1",
     "aligned": "Aligned",
+    "reranked": "Aligned, best of N",
     "codec": "Real through codec",
     "real": "Real",
 }

@@ -28,3 +28,24 @@ def sample_tokens(
         rollout = sample(model, states, mask, [seeds[row] for row in rows.tolist()], num_frames, settings.sampling)
         wavs.append(codec.decode(rollout.codes).cpu().numpy())
     return np.concatenate(wavs)
+
+
+@torch.no_grad()
+def best_by_clap(clap: Any, candidates: Sequence[np.ndarray], captions: Sequence[str], batch_size: int) -> np.ndarray:
+    """For each prompt the clip whose CLAP cosine with it is highest: candidates [C][N, S] → [N, S] (paper, Table 1)."""
+    scores = np.stack([_cosines(clap, wavs, captions, batch_size) for wavs in candidates])
+    best = scores.argmax(axis=0)
+    return np.stack([candidates[c][row] for row, c in enumerate(best)])
+
+
+def _cosines(clap: Any, wavs: np.ndarray, captions: Sequence[str], batch_size: int) -> np.ndarray:
+    parts = []
+    for begin in range(0, len(wavs), batch_size):
+        sounds = clap.embed_audio(torch.from_numpy(wavs[begin : begin + batch_size]).to(_place(clap)))
+        texts = clap.embed_text(list(captions[begin : begin + batch_size]))
+        parts.append((sounds * texts).sum(-1).cpu().numpy())
+    return np.concatenate(parts)
+
+
+def _place(module: torch.nn.Module) -> torch.device:
+    return next(module.parameters()).device
