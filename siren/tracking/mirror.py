@@ -9,12 +9,11 @@ import getpass
 import json
 import os
 import re
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-from siren.tracking import lineage, records, spectrogram, store
+from siren.tracking import lineage, listen, records, store
 from siren.tracking.run import FAILED, FINISHED, RUNNING
 
 LIMITS = {"metrics": 500, "params": 100, "tags": 100}  # entries of one request
@@ -47,6 +46,7 @@ class Mirror:
         if not state["mlflow_run"]:
             parent = self.pipeline(record)
             state["mlflow_run"] = self._open(
+                source=f"siren {record['name'].replace('@', ' ')}",
                 identity=record["id"],
                 name=record["name"],
                 started=record["started"],
@@ -57,6 +57,7 @@ class Mirror:
         self._send_metrics(folder, record, state)
         self._send_files(folder, state)
         if record["status"] != state["status"]:
+            self._send_page(folder, record, state)
             self._close(state["mlflow_run"], record)
             state["status"] = record["status"]
             records.save_state(folder, state)
@@ -80,6 +81,7 @@ class Mirror:
             when = time.strftime("%Y-%m-%d %H:%M", time.localtime(record["started"] / 1000))
             shared = {k: v for k, v in tags.items() if k == "scale" or k.startswith("git.")}
             opened = self._open(
+                source="dvc repro" if known["kind"] == "dvc" else "prefect, flow siren",
                 identity=known["id"],
                 name=f"{tags['scale']} {commit} {when}",
                 started=record["started"],
@@ -105,7 +107,9 @@ class Mirror:
             note["status"] = status
             records.save_pipeline(self.root, note)
 
-    def _open(self, identity: str, name: str, started: int, tags: dict[str, str], params: dict[str, Any]) -> str:
+    def _open(
+        self, source: str, identity: str, name: str, started: int, tags: dict[str, str], params: dict[str, Any]
+    ) -> str:
         from mlflow.entities import Param
 
         found = self.client.search_runs([self.experiment], f"tags.`siren.id` = '{identity}'", max_results=1)
@@ -114,7 +118,7 @@ class Mirror:
         else:
             own = {
                 "siren.id": identity,
-                "mlflow.source.name": f"siren {name}",
+                "mlflow.source.name": source,
                 "mlflow.source.type": "LOCAL",
                 "mlflow.source.git.commit": tags.get("git.commit", ""),
                 "mlflow.user": getpass.getuser(),
@@ -184,12 +188,20 @@ class Mirror:
             place = os.path.dirname(file) or None
             self.client.log_artifact(state["mlflow_run"], str(root / file), place)
             if file.endswith(".wav"):
-                with tempfile.TemporaryDirectory() as scratch:
-                    picture = Path(scratch) / f"{Path(file).stem}.png"
-                    spectrogram.draw(root / file, picture)
-                    self.client.log_artifact(state["mlflow_run"], str(picture), place)
+                picture = records.picture(folder, file)
+                listen.draw(root / file, picture)
+                self.client.log_artifact(state["mlflow_run"], str(picture), place)
             state["files"].append(file)
             records.save_state(folder, state)
+
+    def _send_page(self, folder: Path, record: dict[str, Any], state: dict[str, Any]) -> None:
+        """All sounds of a run that has ended on one page."""
+        wavs = [file for file in state["files"] if file.startswith("audio/") and file.endswith(".wav")]
+        if not wavs:
+            return
+        root = folder / "artifacts"
+        sounds = [(f[len("audio/") : -len(".wav")], root / f, records.picture(folder, f)) for f in wavs]
+        self.client.log_text(state["mlflow_run"], listen.page(record["name"], sounds), "listen.html")
 
 
 def _key(name: str) -> str:

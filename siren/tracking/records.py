@@ -72,6 +72,11 @@ def artifact_files(folder: Path) -> list[str]:
     return sorted(p.relative_to(root).as_posix() for p in files)
 
 
+def picture(folder: Path, wav: str) -> Path:
+    """Where the exporter keeps the spectrogram of a sound among the artifacts."""
+    return folder / "spectrograms" / Path(wav).with_suffix(".png")
+
+
 def pipeline_note(root: Path, identity: str) -> dict[str, Any] | None:
     """What is known of a pipeline execution: its MLflow run, its process, the status last sent."""
     path = _pipeline_path(root, identity)
