@@ -221,7 +221,7 @@ class Model:
 class Stage1:
     training: Training
     text_dropout: float  # share of batches trained without text, for guidance at sampling time
-    history_dropout: float  # share of past frames blanked in training, so that the text is listened to
+    history_dropout: float  # share of clips whose past is blank from a random frame on, so that the text is heeded
     shuffle_captions: bool  # the control: every clip is trained with another clip's caption
     validate_every: int
 

@@ -149,8 +149,14 @@ def _text_is_dropped(seed: int, step: int, share: float) -> bool:
 
 
 def _heard(seed: int, step: int, codes: Tensor, share: float) -> Tensor | None:
-    """Which frames of the past the transformer may see in this step, bool [B, T]; None where it is all of them."""
+    """Which frames of the past the transformer may see in this step, bool [B, T]; None where it is all of them.
+
+    A `share` of the clips is blank from a random frame on: what follows has to come from the text and the time. Blank
+    single frames would not do, because their neighbours give them away.
+    """
     if share == 0:
         return None
     rng = np.random.default_rng(item_seed(seed, "history", step))
-    return torch.from_numpy(rng.random((codes.shape[0], codes.shape[2])) >= share).to(codes.device)
+    clips, frames = codes.shape[0], codes.shape[2]
+    begin = np.where(rng.random(clips) < share, rng.integers(frames, size=clips), frames)
+    return torch.from_numpy(np.arange(frames) < begin[:, None]).to(codes.device)
