@@ -411,7 +411,7 @@ def evaluate(config: Config) -> None:
         (REPORTS / "confusion.csv").write_text(charts.confusion_csv(measured.clips))
         chosen = choose(prompts, config.evaluate.sample.report_clips)
         sounds = {arm: dict(zip(ids, wavs, strict=True)) for arm, wavs in {"real": real, **arms}.items()}
-        _write_page(config, measured, chosen, sounds, listing["sampling"])
+        _write_page(config, measured, chosen, sounds, listing)
         run.summary(tables.summary(measured.metrics))
         run.artifact(REPORTS / "index.html")
         for name, figure in charts.evaluation_figures(measured.metrics).items():
@@ -420,7 +420,7 @@ def evaluate(config: Config) -> None:
             run.audio(f"{prompt['id']}/{arm}", sounds[arm][prompt["id"]], rate)
 
 
-def _write_page(config: Config, measured: Any, chosen: Any, sounds: Any, sampling: dict[str, Any]) -> None:
+def _write_page(config: Config, measured: Any, chosen: Any, sounds: Any, listing: dict[str, Any]) -> None:
     """Everything that the pipeline left behind, on one page: reports/index.html."""
     from siren.evaluate.records import Records
     from siren.evaluate.report import Report, render
@@ -439,7 +439,7 @@ def _write_page(config: Config, measured: Any, chosen: Any, sounds: Any, samplin
         quarantine=records.quarantine({"fetch": CLIPS, "segment": SEGMENTS, "caption": CAPTIONS, "score": SCORES}),
         networks={name: figures for name, figures in networks.items() if figures is not None},
         analysis=records.json(REPORTS / "analysis" / "analysis.json", "codes", "analyze"),
-        lineage=_lineage(config, sampling),
+        lineage=_lineage(config, listing),
         missing=records.missing,
     )
     (REPORTS / "index.html").write_text(render(page), encoding="utf-8")
@@ -468,14 +468,15 @@ def _funnel(records: Any) -> list[tuple[str, int, str]]:
     return [(name, count, note) for name, count, note in steps if count is not None]
 
 
-def _lineage(config: Config, sampling: dict[str, Any]) -> list[tuple[str, str]]:
+def _lineage(config: Config, listing: dict[str, Any]) -> list[tuple[str, str]]:
     """What the report was made from, by hash."""
     made_with, folders = _made_with("test"), [*_stage1_folders(config), MODELS / "aligned"]
-    given = ", ".join(f"{key} {value}" for key, value in sampling.items() if value is not None)
+    given = ", ".join(f"{key} {value}" for key, value in listing["sampling"].items() if value is not None)
     weights = {f"weights of {folder.relative_to(MODELS)}": _hash(folder / "model.safetensors") for folder in folders}
     return [
         ("scale, seed", f"{config.scale}, {config.seed}"),
         ("sampling", given),
+        ("candidates of best of N", str(listing.get("candidates", 1))),
         ("codec", made_with["codec"]),
         ("text encoder", made_with["text_encoder"]),
         ("test tokens", made_with["tokens"]),

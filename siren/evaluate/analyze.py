@@ -235,7 +235,13 @@ def draw(analysis: Mapping[str, Any]) -> dict[str, figures.Figure]:
             np.array(analysis["cosine"]["per_frame"]["pairs"]), names, names, (-1, 1), "codebook", "codebook"
         ),
         "probe": figures.bars(
-            names, probes["accuracy"], "codebook", "probe accuracy", probes["interval"], ("chance", probes["chance"])
+            names,
+            probes["accuracy"],
+            "codebook",
+            "probe accuracy",
+            probes["interval"],
+            ("chance", probes["chance"]),
+            share=True,
         ),
         "perplexity": figures.bars(names, analysis["usage"]["perplexity"], "codebook", "perplexity of codes"),
     }

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from siren.evaluate import analyze, figures
-from siren.evaluate.goals import percent
+from siren.evaluate.goals import number, percent
 from siren.evaluate.records import Curve
 
 
@@ -22,7 +22,7 @@ def evaluation_figures(metrics: Mapping[str, Any]) -> dict[str, figures.Figure]:
     spans = [analyze.wilson(events[name]["accuracy"], events[name]["clips"]) for name in prompted]
     return {
         "confusion": figures.confusion(counts, prompted, heard),
-        "events": figures.bars(prompted, accuracy, "", "named by the judge", spans),
+        "events": figures.bars(prompted, accuracy, "", "named by the judge", spans, share=True),
     }
 
 
@@ -88,7 +88,7 @@ def _align_charts(align: Curve) -> list[dict[str, str]]:
         width = max(1, min(5, len(rewards)))
         series = {"each step": (steps, rewards), f"mean of {width}": (steps, list(figures.smooth(rewards, width)))}
         first, last = np.mean(rewards[:width]), np.mean(rewards[-width:])
-        text = f"Mean of the first {width} steps {first:.3f}, of the last {width} {last:.3f}."
+        text = f"Mean of the first {width} steps {number(float(first))}, of the last {width} {number(float(last))}."
         figure = figures.curves(series, "step", "reward of rollouts")
         charts.append(_chart("Alignment, reward", figure, text))
     if "kl" in align:

@@ -216,8 +216,12 @@ def bars(
     intervals: Sequence[tuple[float, float]] | None = None,
     line: tuple[str, float] | None = None,
     title: str = "",
+    share: bool = False,
 ) -> Figure:
-    """One bar for each name, with intervals (low, high) and a dashed line such as ("chance", 0.08) where given."""
+    """One bar for each name, with intervals (low, high) and a dashed line such as ("chance", 0.08) where given.
+
+    A `share` has its whole range, 0 to 1, on the axis.
+    """
     with drawing() as (figure, axes):
         at = np.arange(len(names))
         axes.bar(at, values, width=0.62, color=PALETTE[0])
@@ -230,6 +234,8 @@ def bars(
         axes.set_xticks(at, names, rotation=90 if len(names) * max(map(len, names)) > 50 else 0)
         axes.grid(axis="x", visible=False)
         axes.set(xlabel=x, ylabel=y, title=title)
+        if share:
+            axes.set_ylim(0, 1.02)
     return figure
 
 

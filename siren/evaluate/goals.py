@@ -34,6 +34,8 @@ def number(value: float) -> str:
     """Three digits, as many of them behind the point as fit; an exponent only from a million on."""
     if abs(value) >= 1e6:
         return f"{value:.3g}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}".replace(",", "\u202f").replace("-", "\u2212")
     decimals = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
     return f"{value:.{decimals}f}".replace("-", "\u2212")
 
@@ -88,7 +90,7 @@ def _order(metrics: Mapping[str, Any]) -> Goal:
 
 
 def _ratio(metrics: Mapping[str, Any], name: str, title: str) -> Goal:
-    claim, needed = f"{title} of the untrained model's", f"goal: at most {percent(MAX_DISTANCE_RATIO)}"
+    claim, needed = f"{title}, as a share of the untrained model's", f"goal: at most {percent(MAX_DISTANCE_RATIO)}"
     ours, base = _entry(metrics, "aligned", name), _entry(metrics, "untrained", name)
     if ours is None or base is None or base["value"] == 0:
         return _open(claim, needed)

@@ -102,7 +102,8 @@ def _verdicts(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _scores(row: Mapping[str, Any]) -> str:
     names = {"clap": "CLAP", "imagebind": "reward"}
-    return " · ".join(f"{title} {row[key]:.2f}" for key, title in names.items() if row.get(key) is not None)
+    shown = [f"{title} {row[key]:.2f}" for key, title in names.items() if row.get(key) is not None]
+    return " · ".join(shown).replace("-", "\u2212")
 
 
 def _sound(wav: np.ndarray, sample_rate: int, encoding: str) -> str:

@@ -58,7 +58,7 @@ class Records:
         return reader(path)
 
     def _note(self, path: Path, section: str, stage: str) -> None:
-        self.missing.append(Missing(section, f"{path} was not there; `dvc repro {stage}` writes it."))
+        self.missing.append(Missing(section, f"{path} was not there; “dvc repro {stage}” writes it."))
 
 
 def read_curve(path: Path) -> Curve:

@@ -57,8 +57,12 @@ def metric_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
     for row in ROWS:
         entries = {arm: _figure(metrics["arms"][arm], row.key) for arm in arms}
         if any(entry is not None for entry in entries.values()):
-            best = _best(row, entries)
-            cells = [{**_cell(row, entries[arm]), "best": arm == best, "ours": arm == "aligned"} for arm in arms]
+            shown = {arm: _cell(row, entries[arm]) for arm in arms}
+            best = shown.get(_best(row, entries), {}).get("value")  # all that print the same are equally good
+            cells = [
+                {**cell, "best": cell["value"] == best and arm in GENERATED, "ours": arm == "aligned"}
+                for arm, cell in shown.items()
+            ]
             rows.append(
                 {
                     "name": row.name,
@@ -83,10 +87,10 @@ def _figure(arm: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:
     return {"value": entry} if isinstance(entry, (int, float)) else entry
 
 
-def _best(row: Row, entries: Mapping[str, Mapping[str, Any] | None]) -> str | None:
+def _best(row: Row, entries: Mapping[str, Mapping[str, Any] | None]) -> str:
     values = {arm: entry["value"] for arm, entry in entries.items() if entry is not None and arm in GENERATED}
     if not row.better or len(set(values.values())) < 2:
-        return None
+        return ""
     return (max if row.better == "higher" else min)(values, key=lambda arm: values[arm])
 
 
@@ -94,7 +98,8 @@ def _cell(row: Row, entry: Mapping[str, Any] | None) -> dict[str, str]:
     if entry is None:
         return {"value": "\u2013", "interval": ""}
     show = percent if row.share else number
-    interval = f"{show(entry['low'])} to {show(entry['high'])}" if "low" in entry else ""
+    dash = "\u2013" if entry.get("low", 0) >= 0 else " to "
+    interval = f"{show(entry['low'])}{dash}{show(entry['high'])}" if "low" in entry else ""
     if row.share and interval:
         interval = f"{100 * entry['low']:.0f}\u2013{percent(entry['high'])}"
     if "std" in entry:

@@ -162,11 +162,11 @@ def test_the_same_input_gives_the_same_analysis() -> None:
     assert first == second
 
 
-def test_2500_clips_take_seconds() -> None:
+def test_2500_clips_take_seconds_of_one_processor() -> None:
     rng = np.random.default_rng(17)
     latents = rng.normal(size=(6, 256, 96)).astype(np.float32)
     labels: list[str | None] = [f"event {i % 12}" for i in range(2500)]
     corpus = clips(rng.integers(0, 256, (2500, 6, 80)).astype(np.uint16), labels)
-    start = time.perf_counter()
+    start = time.process_time()
     analyze.analyze(latents, corpus, corpus, {})
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10

@@ -270,7 +270,7 @@ def test_goals_without_their_figures_stay_open() -> None:
 def test_the_metric_table_marks_the_best_generated_arm_and_names_the_network(report: Report) -> None:
     assert report.metrics is not None
     table = tables.metric_table(report.metrics)
-    assert table["columns"] == list(tables.TITLES.values())
+    assert table["columns"] == [title for arm, title in tables.TITLES.items() if arm in report.metrics["arms"]]
     fad = next(line for line in table["rows"] if line["name"] == "FAD")
     values = {
         arm: report.metrics["arms"][arm]["fad@vggish-test"]["value"] for arm in ("untrained", "stage1", "aligned")
