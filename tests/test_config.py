@@ -78,7 +78,7 @@ def test_impossible_values_are_named(params, tmp_path, path, value, message):
 
 def test_a_missing_key_is_named(params, tmp_path):
     del params["audio"]["segment_seconds"]
-    with pytest.raises(ConfigError, match="missing key 'audio.segment_seconds'"):
+    with pytest.raises(ConfigError, match=r"missing key 'audio\.segment_seconds'"):
         load(params, tmp_path)
 
 
