@@ -1,4 +1,4 @@
-"""Progress for every loop a person may wait for: a bar with rate and ETA on a terminal, a line now and then in a log."""
+"""Progress for every loop that a person may wait for: a bar with rate and ETA on a terminal, else a line now and then."""
 
 import sys
 from collections.abc import Iterable, Iterator

@@ -83,7 +83,7 @@ def bell(generator: np.random.Generator, seconds: float, rate: int) -> np.ndarra
 
 
 def engine(generator: np.random.Generator, seconds: float, rate: int) -> np.ndarray:
-    """A running motor: a rough buzz of many harmonics with uneven cylinders, slight hunting and a rattle above 300 Hz."""
+    """A running motor: a rough buzz of many harmonics, uneven cylinders, slight hunting, and a rattle above 300 Hz."""
     pitch = generator.uniform(85, 130)
     t = _times(seconds, rate)
     wobble = 1 + 0.03 * np.sin(2 * np.pi * (generator.uniform(1.5, 4) * t + generator.random()))
