@@ -1,4 +1,4 @@
-"""Progress for every loop that a person may wait for: a bar with rate and ETA on a terminal, else a line now and then."""
+"""Progress for every loop that a person may wait for: a bar with rate and ETA, or in a log a line now and then."""
 
 import sys
 from collections.abc import Iterable, Iterator
