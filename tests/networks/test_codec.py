@@ -29,6 +29,7 @@ DAC = {"encoder_dim": 4, "rates": [2, 4], "decoder_dim": 16, "num_codebooks": 3,
 ODD = DAC | {"rates": [2, 5]}
 CASES = {
     "spectral": ("spectral", SPECTRAL),
+    "spectral, noise and two spectra a frame": ("spectral", SPECTRAL | {"noise_bands": 6, "spectra_per_frame": 2}),
     "transformers": ("transformers", DAC),
     "transformers, odd stride": ("transformers", ODD),
     "descript": ("descript", DAC),
@@ -105,6 +106,21 @@ def test_gradients_reach_the_encoder_through_the_quantiser(codec):
     codec.train()
     codec(sound(2, 8 * codec.hop)).wav.square().mean().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in codec.encoder.parameters() if p.ndim > 1)
+
+
+def test_a_decoder_with_noise_repeats_itself_and_its_twins_differ_only_in_noise():
+    codec = make("spectral", SPECTRAL | {"noise_bands": 6})
+    codes = codec.encode(sound(3, 8 * codec.hop))
+    assert torch.equal(codec.decode(codes), codec.decode(codes))
+    torch.testing.assert_close(codec.decode(codes[1:2]), codec.decode(codes)[1:2], atol=1e-6, rtol=1e-5)
+    assert torch.equal(make("spectral", SPECTRAL | {"noise_bands": 6}).decoder.noise, codec.decoder.noise)
+    output = codec(sound(1, 8 * codec.hop), generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(output.wav, output.twin)
+    with torch.no_grad():
+        codec.decoder.noise_gain.weight.zero_()
+        codec.decoder.noise_gain.bias.fill_(-50)
+    output = codec(sound(1, 8 * codec.hop), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(output.wav, output.twin)
 
 
 def test_fewer_codebooks_decode_and_wrong_shapes_are_refused(codec):

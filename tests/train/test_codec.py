@@ -16,6 +16,7 @@ from siren.train.codec import (
     count_usage,
     quality,
     random_crops,
+    reconstruction_losses,
     si_sdr,
     train_codec,
 )
@@ -130,6 +131,23 @@ def test_spectral_distance_of_twice_the_amplitude_is_ln_2():
     assert losses["linear"].item() == pytest.approx(1.0, abs=1e-5)
     assert losses["waveform"].item() == pytest.approx(1.0, abs=1e-5)
     assert SpectralDistance(RATE)(wav, wav)["mel"].item() == 0
+
+
+def test_only_the_energy_distance_asks_for_as_much_noise_as_there_is():
+    """Noise imitating noise of amplitude 1: with the repulsion the best gain is about 1, without it a lower one."""
+    generator = torch.Generator().manual_seed(0)
+    target, first, second = torch.randn(3, 4, RATE, generator=generator) * 0.1
+    distance = SpectralDistance(RATE)
+    gains = [0.25, 0.5, 0.75, 1.0, 1.3]
+
+    def best(repulsion: float) -> float:
+        zero = torch.zeros(())
+        outputs = [codecs.CodecOutput(g * first, g * second, zero, None, None, zero, zero) for g in gains]
+        losses = [reconstruction_losses(distance, output, target, repulsion) for output in outputs]
+        return gains[int(torch.stack([loss["linear"] for loss in losses]).argmin())]
+
+    assert best(1.0) == 1.0
+    assert best(0.0) < 1.0
 
 
 def test_a_sine_of_amplitude_a_reads_a():
