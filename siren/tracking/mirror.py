@@ -9,7 +9,6 @@ import getpass
 import json
 import os
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +77,11 @@ class Mirror:
         if note is None:
             tags = record["tags"]
             commit = tags.get("git.commit", "no commit")[:7] + ("+" if tags.get("git.dirty") == "true" else "")
-            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(record["started"] / 1000))
             shared = {k: v for k, v in tags.items() if k == "scale" or k.startswith("git.")}
             opened = self._open(
                 source="dvc repro" if known["kind"] == "dvc" else "prefect, flow siren",
                 identity=known["id"],
-                name=f"{tags['scale']} {commit} {when}",
+                name=f"{tags['scale']} {commit}",
                 started=record["started"],
                 tags={**shared, "stage": "pipeline", "pipeline": known["id"]},
                 params=record["settings"],
