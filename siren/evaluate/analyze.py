@@ -5,9 +5,11 @@ Property 2: deeper codebooks carry less meaning, so a probe reads the event off 
 Influence 2: heads of deeper codebooks converge to higher losses (Fig. 2d), here from the curves of stage 1.
 
 Unusual: a frame's cosine depends on its two codes only, so the V x V cosines of two codebooks are computed once and
-looked up for every frame; no feature is ever expanded over time. The probe is a multinomial logistic regression where
-the paper has two MLP layers: enough for a ranking, exact to repeat. Code usage is measured as well, because a
-codebook that uses few of its codes would explain a bad probe.
+looked up for every frame; no feature is ever expanded over time. A codec may put any constant into one codebook's
+out-projection and take it from another's, which turns raw cosines without changing the sound; so they are also taken
+of features without each codebook's mean. The probe is a multinomial logistic regression where the paper has two MLP
+layers: enough for a ranking, exact to repeat. Code usage is measured as well, because a codebook that uses few of
+its codes would explain a bad probe.
 
 Shapes: N clips · K codebooks · T frames · V codebook size · D latent width · C classes.
 """
@@ -28,6 +30,7 @@ LIMIT = 5000  # clips of a split that are looked at: far more than the figures n
 EDGES = np.linspace(-1, 1, 51)
 TITLES = {  # of the figures, in the order in which they are shown
     "cosine_per_frame": "Property 1: features of two codebooks, same frame",
+    "cosine_centred": "Property 1: without each codebook's mean",
     "cosine_pooled": "Property 1: averaged over time",
     "cosine_pairs": "Mean cosine of each pair",
     "probe": "Property 2: what each codebook says of the event",
@@ -76,7 +79,11 @@ def analyze(
     return {
         "clips": len(train.codes),
         "frames": int(train.mask.sum()),
-        "cosine": {"per_frame": frame_cosines(latents, train), "pooled": pooled_cosines(pooled)},
+        "cosine": {
+            "per_frame": frame_cosines(latents, train),
+            "centred": frame_cosines(latents - pooled.mean(axis=0)[:, None], train),
+            "pooled": pooled_cosines(pooled),
+        },
         "usage": usage(train, latents.shape[1]),
         "probe": probe(pooled, train.labels, pool(latents, test), test.labels),
         "loss": convergence(losses),
@@ -230,6 +237,7 @@ def draw(analysis: Mapping[str, Any]) -> dict[str, figures.Figure]:
     probes = analysis["probe"]
     drawn = {
         "cosine_per_frame": _draw_cosines(analysis["cosine"]["per_frame"], "same frame"),
+        "cosine_centred": _draw_cosines(analysis["cosine"]["centred"], "same frame, centred"),
         "cosine_pooled": _draw_cosines(analysis["cosine"]["pooled"], "averaged over time"),
         "cosine_pairs": figures.heat_map(
             np.array(analysis["cosine"]["per_frame"]["pairs"]), names, names, (-1, 1), "codebook", "codebook"
@@ -256,6 +264,7 @@ def findings(analysis: Mapping[str, Any]) -> dict[str, str]:
     probes, used, loss = analysis["probe"], analysis["usage"]["used"], analysis["loss"]
     texts = {
         "cosine_per_frame": _cosine_finding(analysis["cosine"]["per_frame"]),
+        "cosine_centred": _cosine_finding(analysis["cosine"]["centred"]),
         "cosine_pooled": _cosine_finding(analysis["cosine"]["pooled"]),
         "cosine_pairs": "Same frame, mean over all frames.",
         "probe": f"A logistic probe on features averaged over time, trained on {probes['train']} clips and tested on "

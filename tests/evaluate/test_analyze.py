@@ -54,6 +54,15 @@ def test_padding_changes_neither_cosines_nor_usage() -> None:
     assert analyze.usage(whole, 6) == analyze.usage(cut, 6)
 
 
+def test_a_constant_moved_from_one_codebook_to_another_turns_raw_cosines_and_not_centred_ones() -> None:
+    rng = np.random.default_rng(21)
+    latents, shift = rng.normal(size=(2, 12, 8)), 3 * rng.normal(size=8)
+    moved = latents + np.stack([shift, -shift])[:, None]  # the sum over codebooks, and so the sound, is the same
+    first, second = (analyze.analyze(x, probing(22, 90), probing(23, 40), {})["cosine"] for x in (latents, moved))
+    assert second["per_frame"]["all"]["mean"] < first["per_frame"]["all"]["mean"] - 0.5
+    assert second["centred"]["all"]["mean"] == pytest.approx(first["centred"]["all"]["mean"], abs=1e-4)
+
+
 def test_histograms_are_shares() -> None:
     rng = np.random.default_rng(3)
     measured = analyze.frame_cosines(rng.normal(size=(4, 9, 5)), clips(rng.integers(0, 9, (5, 4, 7))))
