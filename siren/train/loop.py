@@ -71,7 +71,7 @@ class Checkpoint:
         tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
         for index, fields in optimiser.state_dict()["state"].items():
             for name, value in fields.items():
-                tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous().clone()
+                tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value).detach().cpu().clone()
         if generator is not None:
             tensors["generator"] = generator.get_state().clone()
         stem = f"step-{step:08d}"
