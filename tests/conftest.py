@@ -15,7 +15,7 @@ import torch  # noqa: E402
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 os.environ.setdefault("SIREN_EXPORT", "0")  # stages that tests run start no exporter; their records stay local
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+torch.set_num_threads(1)  # small models: a second thread gains little, and waits long where cores are shared
 
 
 @pytest.fixture
