@@ -264,6 +264,7 @@ class Align:
     min_advantage: float  # gamma
     clip_norm: float
     temperature: float
+    guidance: float | None  # of the policy; best that of sampling, needs stage 1 with text dropped
     checkpoint_every: int
 
     def __post_init__(self) -> None:

@@ -5,7 +5,9 @@ clip into one number; transformer 0, whose codes were the actions, is moved by t
 iterations; the next step samples from the moved policy. All other transformers, the codec and the reward are frozen.
 
 The sampler is the one users get. Its log-probabilities are the old policy's, so the ratio of the first inner iteration
-must be 1: anything else means that sampling and training disagree, and stops the run.
+must be 1: anything else means that sampling and training disagree, and stops the run. Where users sample with
+guidance the policy is the guided distribution, on both sides of the ratio: one that is moved without it is pushed past
+its optimum by the guidance that comes on top.
 """
 
 import copy
@@ -20,7 +22,7 @@ from torch import Tensor
 from siren.align.objective import advantages, kept, kl_to_reference, policy_loss
 from siren.config import Align, Sampling
 from siren.encode.tokens import Tokens
-from siren.generate.sampler import Rollout, sample
+from siren.generate.sampler import Rollout, guide, sample
 from siren.model.siren import Siren
 from siren.model.transformer import ResidualTransformer
 from siren.progress import track
@@ -62,7 +64,7 @@ def align(
         policy.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
     )
     first_step = checkpoint.restore(policy, optimiser)[0] if checkpoint else 0
-    sampling = Sampling(temperature=settings.temperature, top_k=None, top_p=None, guidance=None)
+    sampling = Sampling(temperature=settings.temperature, top_k=None, top_p=None, guidance=settings.guidance)
     model.eval()  # dropout off on both sides of the ratio
     for step in track(range(first_step, settings.steps), "align", settings.steps, first_step, "step"):
         batch = draw_prompts(prompts, settings, seed, step, device)
@@ -113,7 +115,7 @@ def update(
     codes, states, mask = rollout.codes[keep], batch.states[keep], batch.mask[keep]
     old = rollout.log_probs[keep][:, own]
     for inner in range(settings.inner_steps):
-        log_probs = code_log_probs(policy, codes, states, mask, settings.temperature)
+        log_probs = code_log_probs(policy, codes, states, mask, settings)
         loss, step_figures = policy_loss(
             log_probs, old, advantage[keep], len(advantage), settings.clip_low, settings.clip_high
         )
@@ -126,14 +128,18 @@ def update(
         optimiser.step()
         figures |= {"clip_fraction": step_figures["clip_fraction"], "gradient_norm": norm.item()}
     with torch.no_grad():
-        new = code_log_probs(policy, codes, states, mask, settings.temperature)
-        figures["kl"] = kl_to_reference(new, code_log_probs(reference, codes, states, mask, settings.temperature))
+        new = code_log_probs(policy, codes, states, mask, settings)
+        figures["kl"] = kl_to_reference(new, code_log_probs(reference, codes, states, mask, settings))
     return figures
 
 
 def code_log_probs(
-    transformer: ResidualTransformer, codes: Tensor, states: Tensor, mask: Tensor, temperature: float
+    transformer: ResidualTransformer, codes: Tensor, states: Tensor, mask: Tensor, settings: Align
 ) -> Float[Tensor, "B N T"]:
-    """Log-probability of each own code given its past, at the temperature it was sampled with."""
-    logits = transformer(codes, states, mask).float() / temperature
-    return logits.log_softmax(-1).gather(-1, transformer.targets(codes)[..., None])[..., 0]
+    """Log-probability of each own code given its past, under the temperature and the guidance it was sampled with."""
+    logits = transformer(codes, states, mask).float()
+    if settings.guidance is not None:
+        null = transformer(codes, *transformer.null_text(*states.shape[::2])).float()
+        logits = guide(logits, null, settings.guidance)
+    targets = transformer.targets(codes)[..., None]
+    return (logits / settings.temperature).log_softmax(-1).gather(-1, targets)[..., 0]

@@ -44,6 +44,11 @@ def truncate(logits: Float[Tensor, "B V"], sampling: Sampling) -> Float[Tensor, 
     return logits
 
 
+def guide(conditioned: Tensor, null: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance on logits: 1 is the conditioned distribution, more leans away from the null one."""
+    return null + guidance * (conditioned - null)
+
+
 class Stream:
     """One transformer while it samples: its text, its folded tables and its caches."""
 
@@ -112,7 +117,7 @@ def sample(
     def choose(logits: Tensor, k: int, t: int) -> Tensor:
         if guided:
             conditioned, null = logits.chunk(2)
-            logits = null + guidance * (conditioned - null)
+            logits = guide(conditioned, null, guidance)
         kept = truncate(logits, sampling).log_softmax(-1)
         code = draw(kept.exp(), numbers[:, t, k])
         codes[:, k, t] = code

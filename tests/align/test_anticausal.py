@@ -23,6 +23,7 @@ SETTINGS = Align(
     min_advantage=0.3,
     clip_norm=1.0,
     temperature=1.0,
+    guidance=None,
     checkpoint_every=5,
 )
 
@@ -41,10 +42,12 @@ def run(model, reward=likes_high_codes, settings=SETTINGS, checkpoint=None, log=
     return history
 
 
-def test_the_reward_rises_and_only_the_first_transformer_moves():
+@pytest.mark.parametrize("guidance", [None, 2.0])
+def test_the_reward_rises_and_only_the_first_transformer_moves(guidance):
     model = builders.model(3, init_std=0.05)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    history = run(model)
+    settings = dataclasses.replace(SETTINGS, guidance=guidance, temperature=0.9)
+    history = run(model, settings=settings)  # that it ran says that the first ratios were 1
     rewards = [figures["reward"] for figures in history]
     assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.1
     changed = {k.split(".")[1] for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
