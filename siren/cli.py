@@ -170,6 +170,49 @@ def params(
     print(f"params.yaml: scale {scale}")
 
 
+@app.command(rich_help_panel=PEOPLE)
+def import_checkpoint(
+    folder: Annotated[Path, typer.Argument(help="Where its manifest.json lies.", metavar="DIR")],
+    out: Annotated[Path, typer.Option(help="Folder for the transformers 0 to 5.")] = Path("models/imported"),
+    codec: Annotated[
+        str | None, typer.Option(help="The codec it must belong to; by default models/codec, if there is one; or none.")
+    ] = None,
+    clap: Annotated[
+        str | None, typer.Option(help="The text encoder it reads; by default models/clap, if there is one; or none.")
+    ] = None,
+    register: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Make it a version of this model in the registry as well.")
+    ] = None,
+) -> None:
+    """A stage-1 checkpoint in the authors' published format to this project's."""
+    from siren import stages
+
+    codec_folder, clap_folder = _network("codec", codec), _network("clap", clap)
+    print("\n".join(stages.import_checkpoint(folder, out, codec_folder, clap_folder, register)))
+
+
+def _network(name: str, given: str | None) -> Path | None:
+    """The folder of a network that may be left out (`none`), or by default the pipeline's, if there is one."""
+    from siren import stages
+
+    if given is None:
+        default = stages.MODELS / name
+        return default if default.is_dir() else None
+    return None if given == "none" else Path(given)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def export_checkpoint(
+    model: Annotated[str, typer.Argument(help="A folder of transformers, or a model as `generate` takes it.")],
+    out: Annotated[Path, typer.Argument(help="Folder for manifest.json and what it names.")],
+) -> None:
+    """Transformers of this project to the authors' published format."""
+    from siren import stages
+    from siren.tracking import registry
+
+    print(stages.export_checkpoint(registry.open_bundle(model)[0], out))
+
+
 @track.command()
 def flush(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for a store that does not answer.")] = 120.0,

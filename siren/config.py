@@ -201,6 +201,7 @@ class Model:
     init_std: float
     normalise_codes: bool  # scale each codebook's latents to RMS 1: needed by small codecs, off for published ones
     residual_start: Literal["prompt", "learned"]
+    ffn_multiplier: float | None = None  # of the width of SwiGLU; set by some published checkpoints, else not needed
 
     def __post_init__(self) -> None:
         right = tuple(range(len(self.transformers)))

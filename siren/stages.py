@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from siren import tracking
-from siren.config import Config, flatten, to_dict
+from siren.config import Config, Sampling, flatten, to_dict
 
 CLIPS = Path("data/clips")
 SEGMENTS = Path("data/segments")
@@ -526,26 +526,87 @@ def _through_codec(codec: Any, wavs: Any, batch_size: int, device: str) -> Any:
 
 def register(config: Config) -> None:
     """Everything the model needs to a version in the registry, alias challenger: reports/registered.json."""
+    sections = ("evaluate.register", "evaluate.sample.sampling")
+    with tracking.stage("register", config, sections=sections) as run:
+        parts = (_stage1_folders(config), MODELS / "aligned", MODELS / "codec", MODELS / "clap")
+        name, sampling = config.evaluate.register.name, config.evaluate.sample.sampling
+        _, files = _register(run, config, name, parts, sampling, REPORTS / "metrics.json", config.scale, _licences())
+        # Nothing here but what follows from the inputs: no version, no time, no commit.
+        listing = {"model": name, "files": files}
+        (REPORTS / "registered.json").write_text(json.dumps(listing, indent=1) + "\n")
+
+
+def _register(
+    run: tracking.Run,
+    config: Config,
+    name: str,
+    parts: tuple[list[Path], Path | None, Path, Path],
+    sampling: Sampling,
+    metrics: Path,
+    scale: str,
+    licences: list[dict[str, Any]],
+) -> tuple[str, dict[str, str]]:
+    """A bundle of `parts` (transformers, the aligned one, codec, CLAP) to the registry → its address, its files."""
     import tempfile
 
     from siren import serving
     from siren.generate import bundle
     from siren.tracking import card, registry
 
-    sections = ("evaluate.register", "evaluate.sample.sampling")
-    with tracking.stage("register", config, sections=sections) as run, tempfile.TemporaryDirectory() as scratch:
-        folder, settings = Path(scratch) / "model", config.evaluate.sample
-        parts = (_stage1_folders(config), MODELS / "aligned", MODELS / "codec", MODELS / "clap")
-        bundle.write_bundle(folder, *parts, settings.sampling, config.audio.segment_seconds)
-        name, metrics = config.evaluate.register.name, REPORTS / "metrics.json"
-        text = card.write(
-            name, config.scale, json.loads(metrics.read_text()), _licences(), _networks(), run.record["tags"]
-        )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        bundle.write_bundle(folder, *parts, sampling, config.audio.segment_seconds)
+        networks = _networks(codec=parts[2], clap=parts[3])
+        text = card.write(name, scale, json.loads(metrics.read_text()), licences, networks, run.record["tags"])
         version = registry.register(run, name, folder, metrics, text, serving.signature())
         run.tag({"model": f"models:/{name}/{version}"})
-        # Nothing here but what follows from the inputs: no version, no time, no commit.
-        listing = {"model": name, "files": bundle.file_hashes(folder)}
-        (REPORTS / "registered.json").write_text(json.dumps(listing, indent=1) + "\n")
+        return f"models:/{name}/{version}", bundle.file_hashes(folder)
+
+
+def import_checkpoint(folder: Path, out: Path, codec: Path | None, clap: Path | None, name: str | None) -> list[str]:
+    """A release in the authors' format to `out`, checked against codec and text encoder where they are given.
+
+    With a `name` it becomes a version of that model in the registry, sampled as params.yaml says but without guidance,
+    for which it was not trained. Returns what was done, in lines.
+    """
+    import dataclasses
+    import tempfile
+
+    from siren import config as settings
+    from siren.generate import published
+    from siren.networks import clap as claps
+    from siren.networks import codec as codecs
+
+    if name is not None and (codec is None or clap is None):
+        lacking = " and ".join(part for part, given in (("codec", codec), ("clap", clap)) if given is None)
+        raise ValueError(f"a registered model needs its codec and its text encoder; name the {lacking} (--{lacking})")
+    folders = published.import_release(
+        folder, out, codecs.load(codec) if codec else None, claps.load(clap) if clap else None
+    )
+    against = [f"{part} {path}" for part, path in (("codec", codec), ("text encoder", clap)) if path]
+    said = [f"{out}: {len(folders)} transformers; checked against {', '.join(against) or 'no codec'}"]
+    if name is None or codec is None or clap is None:
+        return said
+    config = settings.load()
+    with tracking.stage("import-checkpoint", config, sections=("audio", "evaluate.sample.sampling")) as run:
+        sampling = dataclasses.replace(config.evaluate.sample.sampling, guidance=None)
+        with tempfile.TemporaryDirectory() as scratch:
+            metrics = Path(scratch) / "metrics.json"
+            metrics.write_text("{}\n")  # it has not been evaluated here, and the gate to champion knows by that
+            address, _ = _register(run, config, name, (folders, None, codec, clap), sampling, metrics, "imported", [])
+    return [*said, f"{address}, alias challenger; not evaluated"]
+
+
+def export_checkpoint(folder: Path, out: Path) -> str:
+    """The transformers 0, 1, … in `folder`, or in the bundle that it is, as a release in the authors' format."""
+    from siren.generate import published
+
+    inside = folder / "transformers"
+    root = inside if inside.is_dir() else folder
+    folders = sorted((path for path in root.glob("*") if path.name.isdecimal()), key=lambda path: int(path.name))
+    if not folders:
+        raise ValueError(f"no transformers in {root}; name a folder of them (0, 1, …), such as {MODELS}/stage1")
+    return f"{published.export_release(folders, out)}: {len(folders)} transformers"
 
 
 def _licences() -> list[dict[str, Any]]:
@@ -558,11 +619,11 @@ def _licences() -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (str(row["source"]), str(row["licence"])))
 
 
-def _networks() -> dict[str, str]:
+def _networks(**folders: Path) -> dict[str, str]:
     """Licence of each network that is part of the model, as its sidecar says."""
     from siren.networks.store import read_sidecar
 
-    return {name: str(read_sidecar(MODELS / name)["extra"].get("licence", "unknown")) for name in ("codec", "clap")}
+    return {name: str(read_sidecar(path)["extra"].get("licence", "unknown")) for name, path in folders.items()}
 
 
 def _untrained(config: Config, codec: Any, text_width: int, k: int) -> Any:

@@ -20,9 +20,10 @@ def positions(length: int, dim: int) -> Float[Tensor, "T D"]:
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)
 
 
-def feed_forward_width(dim: int, multiple_of: int) -> int:
-    """Hidden width of SwiGLU: two thirds of 4·D, rounded up to a multiple."""
+def feed_forward_width(dim: int, multiple_of: int, multiplier: float | None = None) -> int:
+    """Hidden width of SwiGLU: two thirds of 4·D, times the multiplier if there is one, rounded up to a multiple."""
     hidden = 8 * dim // 3
+    hidden = hidden if multiplier is None else int(hidden * multiplier)
     return -(-hidden // multiple_of) * multiple_of
 
 
@@ -118,9 +119,8 @@ class CrossAttention(nn.Module):
 class FeedForward(nn.Module):
     """SwiGLU. Rows of `gate_value`: gate, value."""
 
-    def __init__(self, dim: int, multiple_of: int, dropout: float):
+    def __init__(self, dim: int, hidden: int, dropout: float):
         super().__init__()
-        hidden = feed_forward_width(dim, multiple_of)
         self.gate_value = nn.Linear(dim, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, dim, bias=False)
         self.dropout = dropout
@@ -133,12 +133,12 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Causal self-attention, then SwiGLU, each added to its input."""
 
-    def __init__(self, dim: int, num_heads: int, num_kv_heads: int, multiple_of: int, eps: float, dropout: float):
+    def __init__(self, dim: int, num_heads: int, num_kv_heads: int, hidden: int, eps: float, dropout: float):
         super().__init__()
         self.attention_norm = RMSNorm(dim, eps)
         self.attention = SelfAttention(dim, num_heads, num_kv_heads, dropout)
         self.ffn_norm = RMSNorm(dim, eps)
-        self.feed_forward = FeedForward(dim, multiple_of, dropout)
+        self.feed_forward = FeedForward(dim, hidden, dropout)
 
     def forward(
         self, x: Float[Tensor, "B T D"], cache: KeyValueCache | None = None, skip: int = 0
@@ -156,14 +156,14 @@ class CrossBlock(nn.Module):
         num_heads: int,
         num_kv_heads: int,
         text_width: int,
-        multiple_of: int,
+        hidden: int,
         eps: float,
         dropout: float,
     ):
         super().__init__()
         self.cross_norm = RMSNorm(dim, eps)
         self.cross_attention = CrossAttention(dim, num_heads, text_width, dropout)
-        self.block = Block(dim, num_heads, num_kv_heads, multiple_of, eps, dropout)
+        self.block = Block(dim, num_heads, num_kv_heads, hidden, eps, dropout)
 
     def keys_values(self, text: Float[Tensor, "B L P"]) -> tuple[Tensor, Tensor]:
         """The text as this block attends to it."""

@@ -69,7 +69,16 @@ class Codebooks(nn.Module):
         return matrix, constant
 
     def gather(self, codes: Int[Tensor, "B K T"]) -> Float[Tensor, "B T K C"]:
-        """The frozen rows of `codes`."""
+        """The frozen rows of `codes`. Raises ValueError for codes that the codebooks do not have (on a CPU)."""
+        num_codebooks, size, _ = self.rows.shape
+        if codes.shape[1] != num_codebooks:
+            raise ValueError(f"codes of {codes.shape[1]} codebooks; this model was made for {num_codebooks}")
+        # The flat index below would read a code beyond the end as another codebook's. An accelerator would have to be
+        # waited for, and a compiled graph broken: there the reader of the shards has looked already.
+        if codes.device.type == "cpu" and not torch.compiler.is_compiling() and codes.numel():
+            low, high = (int(code) for code in codes.aminmax())
+            if low < 0 or high >= size:
+                raise ValueError(f"code {low if low < 0 else high}; the codec's codes are 0 to {size - 1}")
         offsets = torch.arange(codes.shape[1], device=codes.device) * self.rows.shape[1]
         return self.rows.flatten(0, 1)[codes.transpose(1, 2) + offsets]
 

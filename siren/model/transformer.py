@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from siren.config import Model
-from siren.model.blocks import Block, CrossBlock, KeyValueCache, RMSNorm, positions
+from siren.model.blocks import Block, CrossBlock, KeyValueCache, RMSNorm, feed_forward_width, positions
 from siren.model.codebooks import Codebooks, CodecTables
 from siren.shapes import Bool, Float, Int
 
@@ -54,7 +54,8 @@ class ResidualTransformer(nn.Module):
         else:
             self.residual_start = nn.Parameter(torch.zeros(dim))
         shape = (dim, config.num_heads, config.num_kv_heads)
-        rest = (config.ffn_multiple_of, config.norm_eps, config.dropout)
+        hidden = feed_forward_width(dim, config.ffn_multiple_of, config.ffn_multiplier)
+        rest = (hidden, config.norm_eps, config.dropout)
         self.temporal = nn.ModuleList(CrossBlock(*shape, text_width, *rest) for _ in range(config.main_layers))
         self.temporal_norm = RMSNorm(dim, config.norm_eps)
         self.decoder = nn.ModuleList(Block(*shape, *rest) for _ in range(config.decoder_layers))
@@ -77,7 +78,18 @@ class ResidualTransformer(nn.Module):
             nn.init.normal_(vector, std=std)
 
     def read_text(self, states: Float[Tensor, "B L P"], mask: Bool[Tensor, "B L"]) -> Text:
-        """Project the text once: keys and values of every block, and the start of the residual decoder."""
+        """Project the text once: keys and values of every block, and the start of the residual decoder.
+
+        Raises ValueError for states of another width, or more of them than the model was made for.
+        """
+        length, width = states.shape[1:]
+        if width != self.text_width:
+            raise ValueError(f"text states of width {width}; this model reads those of width {self.text_width}")
+        if length > self.config.max_text:
+            raise ValueError(
+                f"a text of {length} tokens; this model reads at most {self.config.max_text} (model.max_text): "
+                "shorten the prompt"
+            )
         keys_values = [block.keys_values(states) for block in self._temporal_blocks()]
         if self.config.residual_start == "prompt":
             weights = mask.to(states.dtype)[..., None]
@@ -123,8 +135,13 @@ class ResidualTransformer(nn.Module):
         """Logits of the owned codebooks under teacher forcing; code j of frame t has seen what sampling has seen.
 
         Frames that are not `heard` are blank in the temporal input (training only, see `Stage1.history_dropout`).
+        Raises ValueError for codes, lengths or text states that the model has no table for.
         """
         batch, _, frames = codes.shape
+        if frames > self.config.max_frames:
+            raise ValueError(
+                f"{frames} frames; this model's positions end at {self.config.max_frames} (model.max_frames)"
+            )
         text = self.read_text(states, mask)
         everything, accumulated = self.codebooks.embed(self.codebooks.gather(codes), self.first, self.group)
         if heard is not None:

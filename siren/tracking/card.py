@@ -46,6 +46,8 @@ def write(
 def _figures(metrics: Mapping[str, Any]) -> str:
     arms = {arm: metrics.get("arms", {}).get(arm, {}) for arm in ARMS}
     keys = dict.fromkeys(key for entries in arms.values() for key, e in entries.items() if isinstance(e, Mapping))
+    if not keys:
+        return "None: this version has not been evaluated."
     rows = [(key, *(_figure(entries.get(key)) for entries in arms.values())) for key in keys]
     prompts = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in metrics.get("prompts", {}).items())
     return f"Test prompts: {prompts}. Value [95 % interval].\n\n" + _table(("metric", *arms), rows)

@@ -1,12 +1,9 @@
 """One isolated transformer: what it may see, read off gradients; and the published forward, to the digit."""
 
-import json
-
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from siren.model.codebooks import Codebooks, CodecTables
+from siren.model.codebooks import Codebooks
 from siren.model.siren import Siren
 from siren.model.transformer import ResidualTransformer, cross_entropy
 from tests.model import builders
@@ -85,62 +82,19 @@ def test_cross_entropy_of_uniform_logits_is_the_log_of_the_vocabulary():
     torch.testing.assert_close(loss, torch.full((2,), 16.0).log())
 
 
-@pytest.mark.real
-def test_the_published_forward_is_reproduced(shared):
-    """The authors' weights and inputs give the authors' logits (unmasked frames, float32)."""
-    folder = shared / "reference-checkpoint"
-    data, settings = load_file(folder / "expected.safetensors"), json.loads((folder / "config.json").read_text())
-    for index in range(6):
-        transformer = _published(load_file(folder / f"expert_{2 * index}.safetensors"), settings, index)
-        mask = data["prompt_mask"].bool()
-        with torch.no_grad():
-            logits = transformer(data["codes"].long(), data["prompt"], torch.ones_like(mask))
-            masked = transformer(data["codes"].long(), data["prompt"], mask)
-        torch.testing.assert_close(logits, data[f"logits_nomask_{2 * index}"], atol=1e-4, rtol=0)
-        valid = data["sequence_mask"].bool()
-        for b in range(2):  # right-padded sequences: causal frames before the padding do not see it
-            torch.testing.assert_close(
-                masked[b][:, valid[b]], data[f"logits_{2 * index}"][b][:, valid[b]], atol=1e-4, rtol=0
-            )
-
-
-def _published(state, settings, index):
-    config = builders.config(
-        6,
-        dim=settings["dim"],
-        num_heads=settings["n_heads"],
-        num_kv_heads=settings["n_kv_heads"],
-        main_layers=settings["spatial_layers"],
-        decoder_layers=settings["factorized_layers"],
-        max_frames=settings["max_seq_len"],
-        ffn_multiple_of=settings["ffn_multiple_of"],
-    )
-
-    def stack(name):
-        return torch.stack([state[f"codebooks.layers.{j}.{name}"] for j in range(12)])
-
-    tables = CodecTables(stack("codebook.weight"), stack("dac_out.weight"), stack("dac_out.bias"))
-    transformer = ResidualTransformer(config, tables, settings["prompt_dim"], index)
-    mapped = {
-        "start": state["sos"][0, 0],
-        "heads": torch.stack([state["heads.0.weight"], state["heads.1.weight"]]),
-        "codebooks.projector": stack("projector.weight"),
-        "codebooks.projector_bias": stack("projector.bias"),
-        "temporal_norm.weight": state["spatial_norm.weight"],
-        "decoder_norm.weight": state["factorized_norm.weight"],
-    }
-    for key, value in state.items():
-        kind, _, rest = key.partition(".")
-        if kind == "prompt_summary":
-            mapped[key] = value
-        elif kind == "factorized_blocks":
-            mapped[f"decoder.{rest}"] = value
-        elif kind == "spatial_blocks":
-            number, name = rest.split(".", 1)
-            name = name.replace("self_norm", "attention_norm").replace("self_attention", "attention")
-            name = name if name.startswith("cross_") else f"block.{name}"
-            mapped[f"temporal.{number}.{name}"] = value
-    missing, unexpected = transformer.load_state_dict(mapped, strict=False)
-    assert sorted(missing) == ["codebooks.bias", "codebooks.rows", "codebooks.weight"]
-    assert not unexpected
-    return transformer.eval()
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"codes": torch.full((1, 6, 4), 16)}, "code 16; the codec's codes are 0 to 15"),
+        ({"codes": torch.full((1, 6, 4), -1)}, "code -1; the codec's codes are 0 to 15"),
+        ({"codes": torch.zeros(1, 5, 4, dtype=torch.long)}, "codes of 5 codebooks; this model was made for 6"),
+        ({"codes": torch.zeros(1, 6, 25, dtype=torch.long)}, r"25 frames; .* end at 24 \(model.max_frames\)"),
+        ({"states": torch.zeros(1, 3, 13)}, "text states of width 13; this model reads those of width 12"),
+        ({"states": torch.zeros(1, 9, 12)}, "a text of 9 tokens; this model reads at most 8"),
+    ],
+)
+def test_input_that_the_model_has_no_table_for_is_named(change, message):
+    given = {"codes": torch.zeros(1, 6, 4, dtype=torch.long), "states": torch.zeros(1, 3, 12)} | change
+    mask = torch.ones(given["states"].shape[:2], dtype=torch.bool)
+    with pytest.raises(ValueError, match=message):
+        builders.model(3)[1](given["codes"], given["states"], mask)

@@ -15,9 +15,11 @@ from siren.generate.bundle import save_transformer
 from siren.model.transformer import ResidualTransformer
 from siren.networks import clap as claps
 from siren.networks import codec as codecs
+from tests.model import published
 
 ROOT = Path(__file__).resolve().parents[2]
 CODEC = {"window": 64, "hop": 32, "mel_bands": 8, "width": 8, "latent": 8, "encoder_blocks": 1, "decoder_blocks": 1}
+DAC = {"encoder_dim": 2, "rates": [2, 4], "decoder_dim": 8, "num_codebooks": 12, "codebook_size": 1024, "code_dim": 4}
 CODES = {"num_codebooks": 4, "codebook_size": 16, "code_dim": 4}
 CLAP = {"width": 16, "heads": [2, 4], "text_width": 32, "text_ffn": 64, "embed_dim": 24}
 
@@ -48,6 +50,17 @@ def write_models(root: Path, config: Config) -> None:
     clips = root / "data" / "clips"
     clips.mkdir(parents=True)
     pq.write_table(pa.table({"source": ["scenes", "scenes"], "licence": ["CC0-1.0"] * 2}), clips / "clips.parquet")
+
+
+def write_release(root: Path) -> None:
+    """A checkpoint in the authors' format, and the codec and text encoder that it belongs to; all random."""
+    torch.manual_seed(0)
+    codec = codecs.build(Network("transformers", "unused", DAC, None), settings().audio)
+    codecs.save(root / "codec", codec)
+    clap = claps.build(Network("transformers", "unused", CLAP | {"text_width": 12}, None), ["a dog barks"], 16000)
+    claps.save(root / "clap", clap)
+    released = published.TINY | {"dac_feature_dim": codec.latent_dim}
+    published.write(root / "release", published.states(released, tables=codec.tables()), released)
 
 
 def write_metrics(root: Path, accuracy: float = 0.9, fad: float = 2.0, **changes: Any) -> None:

@@ -177,6 +177,32 @@ def test_a_model_whose_bytes_changed_does_not_load_and_is_not_promoted(here: Pat
         registry.fetch(version)
 
 
+def test_a_checkpoint_of_the_authors_becomes_a_version_that_sounds_but_not_the_champion(
+    here: Path, tmp_path: Path, siren: Siren, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "released"
+    shutil.copy(builders.ROOT / "params.yaml", here)
+    builders.write_release(folder)
+    given = ("import-checkpoint", str(folder / "release"), "--out", str(folder / "models"))
+    networks = ("--codec", str(folder / "codec"), "--clap", str(folder / "clap"))
+    assert "was trained with codec" in siren(*given)[2]  # by default that of the pipeline
+    assert "reads text states of width 12" in siren(*given, "--codec", "none")[2]
+    assert "name the clap (--clap)" in siren(*given, *networks[:2], "--clap", "none", "--register", "imported")[2]
+    code, out, _ = siren(*given, *networks, "--register", "imported")
+    assert code == 0
+    assert out.splitlines()[-1] == "models:/imported/1, alias challenger; not evaluated"
+    assert (
+        "has not been evaluated" in (registry.fetch(registry.version("models:/imported/1")) / "README.md").read_text()
+    )
+    sound = ("--out", str(folder / "sounds"), "--seconds", "0.01")
+    assert siren("generate", "rain", "--model", "models:/imported/1", *sound)[0] == 0
+    code, _, error = siren("promote", "--model", "imported")
+    assert (code, "was not promoted" in error) == (1, True)
+    assert siren("export-checkpoint", "models:/imported/1", str(folder / "again"))[0] == 0
+    for path in (folder / "release").glob("*.safetensors"):
+        assert (folder / "again" / path.name).read_bytes() == path.read_bytes()
+
+
 def test_a_folder_is_a_model_too(here: Path, tmp_path: Path, siren: Siren) -> None:
     folder = registry.fetch(register("copied"))
     shutil.copytree(folder / "model", tmp_path / "bundle")
