@@ -22,6 +22,7 @@ from siren import progress
 if TYPE_CHECKING:
     import numpy as np
 
+    from siren.config import Config
     from siren.tracking.promotion import Verdict
 
 CHAMPION = "models:/siren@champion"
@@ -150,6 +151,17 @@ def params(
     overrides: Annotated[list[str] | None, typer.Argument(help="Hydra overrides, such as align.steps=40.")] = None,
 ) -> None:
     """Compose params.yaml from conf/, as `dvc exp run -S scale=...` does, and check it."""
+    partial = Path("params.partial.yaml")
+    try:
+        _compose(scale, overrides or [], partial)
+        os.replace(partial, "params.yaml")
+    finally:
+        partial.unlink(missing_ok=True)
+    print(f"params.yaml: scale {scale}")
+
+
+def _compose(scale: str, overrides: list[str], path: Path) -> "Config":
+    """Write the settings of a scale to `path` and read them back. Raises ValueError for an unknown scale."""
     from siren import config
 
     conf = Path("conf").resolve()
@@ -160,14 +172,29 @@ def params(
         raise ValueError(f"no scale {scale!r} in {conf / 'scale'}; {hint}")
     from dvc.utils.hydra import compose_and_dump
 
-    partial = Path("params.partial.yaml")
-    try:
-        compose_and_dump(partial, str(conf), None, "config", "", [f"scale={scale}", *(overrides or [])])
-        config.load(partial)
-        os.replace(partial, "params.yaml")
-    finally:
-        partial.unlink(missing_ok=True)
-    print(f"params.yaml: scale {scale}")
+    compose_and_dump(path, str(conf), None, "config", "", [f"scale={scale}", *overrides])
+    return config.load(path)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def doctor(
+    scale: Annotated[str | None, typer.Option(help="A file of conf/scale; without it, what params.yaml says.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as data.")] = False,
+) -> None:
+    """What a scale costs, and what this machine lacks for it; exit code 1 where something is missing."""
+    import tempfile
+
+    from siren import config
+    from siren import doctor as diagnosis
+
+    if scale is None:
+        settings = config.load()
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            settings = _compose(scale, [], Path(scratch) / "params.yaml")
+    found = diagnosis.diagnose(settings)
+    print(json.dumps(found.to_dict(), indent=1) if as_json else diagnosis.text(found))
+    raise typer.Exit(1 if found.missing else 0)
 
 
 @app.command(rich_help_panel=PEOPLE)

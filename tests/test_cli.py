@@ -49,7 +49,7 @@ def test_help_imports_nothing_heavy_and_names_every_verb() -> None:
     *text, modules = done.stdout.splitlines()
     heavy = {"torch", "numpy", "transformers", "mlflow", "prefect", "dvc", "pandas", "matplotlib"}
     assert not heavy & set(json.loads(modules))
-    for verb in (*cli.stage_functions(), "generate", "promote", "params", "track"):
+    for verb in (*cli.stage_functions(), "generate", "promote", "params", "doctor", "import-checkpoint", "track"):
         assert any(verb in line for line in text), verb
 
 
@@ -111,6 +111,18 @@ def test_params_composes_a_scale_with_overrides_and_checks_it(project: Path, sir
     assert (code, "a group needs at least 2 rollouts" in error) == (1, True)
     assert (project / "params.yaml").read_bytes() == before
     assert "did you mean 'demo'?" in siren("params", "dmeo")[2]
+    assert sorted(p.name for p in project.iterdir()) == ["conf", "params.yaml"]
+
+
+def test_doctor_reads_params_or_composes_a_scale_and_leaves_no_file(project: Path, siren: Siren) -> None:
+    code, out, _ = siren("doctor", "--scale", "3.1b", "--json")
+    found = json.loads(out)
+    assert (code, found["scale"], found["total_parameters"]) == (1, "3.1b", 3_090_014_208)
+    assert all(check["remedy"] for check in found["checks"] if check["status"] == "missing")
+    code, out, _ = siren("doctor")
+    assert code == 1  # the weights of the demo are not in this folder
+    assert "weights/codec is not there" in out
+    assert "did you mean '1.6b'?" in siren("doctor", "--scale", "1.6B")[2]
     assert sorted(p.name for p in project.iterdir()) == ["conf", "params.yaml"]
 
 

@@ -36,7 +36,6 @@ from siren.model.published import (
     tables_of,
     transformer_of,
 )
-from siren.model.siren import check
 from siren.networks import store
 from siren.networks.clap import Clap
 from siren.networks.codec import Codec
@@ -193,20 +192,25 @@ def require_codec(release: Release, codec: Codec) -> None:
 def export_release(folders: Sequence[str | Path], out: str | Path) -> Path:
     """Transformers of ours as a release in `out`, its manifest last; returns the manifest's path.
 
-    An imported model gives the tensors it came with, byte by byte. Raises ValueError where the folders are not all the
-    transformers of one model, or where the format cannot hold it.
+    An imported model gives the tensors it came with, byte by byte. One transformer at a time is in memory. Raises
+    ValueError where the folders are not all the transformers of one model, or where the format cannot hold it.
     """
     out = Path(out)
-    loaded = [load_transformer(folder) for folder in folders]
-    check(loaded)
-    config = published_config(loaded[0])
-    for index, transformer in enumerate(loaded):
-        if published_config(transformer) != config:
-            raise ValueError(f"transformer {index} in {folders[index]} has other settings than transformer 0")
+    sidecars = [store.read_sidecar(folder) for folder in folders]
+    found = [sidecar["config"]["index"] for sidecar in sidecars]
+    if found != list(range(len(sidecars[0]["config"]["model"]["transformers"]))):
+        raise ValueError(f"these are transformers {found}; a release has all of a model, in order")
+    for folder, sidecar in zip(folders, sidecars, strict=True):
+        same = sidecar["config"] | {"index": 0} == sidecars[0]["config"]
+        if not same or sidecar["extra"]["codec"] != sidecars[0]["extra"]["codec"]:
+            part = "another codec" if same else "other settings"
+            raise ValueError(f"{folder} has {part} than {folders[0]}; they are of two models")
+    config = published_config(load_transformer(folders[0]))
     out.mkdir(parents=True, exist_ok=True)
     experts = []
-    for transformer, folder in zip(loaded, folders, strict=True):
-        dtype = getattr(torch, store.read_sidecar(folder)["extra"].get("published", {}).get("dtype", "float32"))
+    for folder, sidecar in track(zip(folders, sidecars, strict=True), "export", len(folders), unit="transformer"):
+        transformer = load_transformer(folder)
+        dtype = getattr(torch, sidecar["extra"].get("published", {}).get("dtype", "float32"))
         state = {k: v.to(dtype).contiguous().clone() for k, v in published_state(transformer.state_dict()).items()}
         name = WEIGHTS.format(transformer.first)
         _replace(out / name, lambda path, state=state: save_file(state, path))
