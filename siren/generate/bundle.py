@@ -151,7 +151,7 @@ class Bundle:
         sampling: Sampling | None = None,
         batch_size: int = 32,
     ) -> list[np.ndarray]:
-        """One waveform, float32 [S], for each prompt and seed. Raises ValueError for an empty prompt."""
+        """One waveform, float32 [S], for each prompt and seed. Raises ValueError for an empty or too long prompt."""
         for prompt in prompts:
             if not prompt.strip():
                 raise ValueError("an empty prompt; say what should be heard")
@@ -160,6 +160,9 @@ class Bundle:
         for begin in range(0, len(prompts), batch_size):
             some = list(prompts[begin : begin + batch_size])
             states, mask = (t.to(self.device) for t in self.clap.text_states(some))
+            length, longest = max(zip(mask.sum(1).tolist(), some, strict=True))
+            if length > (most := self.model[0].config.max_text):
+                raise ValueError(f"the prompt {longest!r} has {length} tokens; this model reads at most {most}")
             rollout = sample(
                 self.model, states, mask, seeds[begin : begin + batch_size], frames, sampling or self.sampling
             )

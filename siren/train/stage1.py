@@ -77,11 +77,16 @@ def train_stage1(
     checkpoint: Checkpoint | None = None,
     device: str = "cpu",
 ) -> dict[str, float]:
-    """Train in place → final figures. Raises FloatingPointError on a loss that is not finite.
+    """Train in place → final figures. Raises FloatingPointError on a loss that is not finite, and ValueError at once
+    for a crop or a text that the model has no table for.
 
     Logged: loss, learning rate, gradient norm; loss of each owned codebook in training and validation (nats).
     """
-    training = settings.training
+    training, model = settings.training, transformer.config
+    longest = max((len(text) for split in (tokens, validation) for text in split.text), default=0)
+    for name, needed, most in (("max_frames", crop_frames, model.max_frames), ("max_text", longest, model.max_text)):
+        if needed > most:
+            raise ValueError(f"model.{name} is {most}, the longest of these pairs needs {needed}; raise it")
     transformer.to(device).train()
     optimiser = adamw(transformer, training)
     batches = Batches(tokens, crop_frames, training.batch_size, seed, settings.shuffle_captions)

@@ -140,3 +140,9 @@ def test_the_schedule_warms_up_and_ends_at_its_ratio():
     assert learning_rate(0, TRAINING) == pytest.approx(1.5e-3)
     assert learning_rate(2, TRAINING) == pytest.approx(3e-3)
     assert learning_rate(11, TRAINING) == pytest.approx(3e-4)
+
+
+@pytest.mark.parametrize(("name", "needed"), [("max_frames", 7), ("max_text", 5)])
+def test_pairs_that_the_model_has_no_table_for_stop_a_training_before_it_starts(name, needed):
+    with pytest.raises(ValueError, match=f"model.{name} is 4, the longest of these pairs needs {needed}; raise it"):
+        run(transformer(**{name: 4}))
