@@ -234,7 +234,7 @@ def tokenize(config: Config) -> None:
         settings, rate = config.encode.tokenize, config.audio.sample_rate
         made = {}
         for split, table in tokens.tokenize(codec, clap, segments, splits, rate, settings.batch_size, _device()):
-            shards.write_shards(TOKENS, split, table, settings.shard_rows, tokens.metadata(codec, clap))
+            shards.write_shards(TOKENS, split, table, settings.shard_rows, tokens.metadata(codec, clap), ".arrow")
             made[split] = table.num_rows
         run.summary({f"pairs/{split}": count for split, count in made.items()})
         pairs = sum(table.num_rows for table in splits.values())
@@ -590,7 +590,7 @@ def _made_with(*splits: str) -> dict[str, str]:
     from siren import shards
 
     metadata = shards.metadata(TOKENS, splits[0])
-    files = [path for split in splits for path in sorted(TOKENS.glob(f"{split}-*.parquet"))]
+    files = [path for split in splits for path in shards.shard_paths(TOKENS, split)]
     return {
         "codec": metadata["codec"],
         "text_encoder": metadata["text_encoder"],

@@ -52,18 +52,14 @@ class Batches:
     def __call__(self, step: int, device: str = "cpu") -> Batch:
         rows = self.rows(step)
         rng = np.random.default_rng(item_seed(self.seed, "crops", step))
-        codes = np.stack([self._crop(int(row), rng) for row in rows])
+        offsets = [self.tokens.crop_offsets[int(row)] for row in rows]
+        codes = self.tokens.crops(rows, [int(o[rng.integers(len(o))]) for o in offsets], self.crop_frames)
         states, mask = self.tokens.text_batch(self.partner[rows])
         return Batch(
-            torch.from_numpy(codes.astype(np.int64)).to(device),
+            torch.from_numpy(codes).to(device),
             torch.from_numpy(states).to(device),
             torch.from_numpy(mask).to(device),
         )
-
-    def _crop(self, row: int, rng: np.random.Generator) -> np.ndarray:
-        offsets = self.tokens.crop_offsets[row]
-        start = int(offsets[rng.integers(len(offsets))])
-        return self.tokens.codes[row][:, start : start + self.crop_frames]
 
 
 def train_stage1(
@@ -130,9 +126,8 @@ def validate(
     total, count = torch.zeros(transformer.group), 0
     for begin in range(0, len(tokens), batch_size):
         rows = np.arange(begin, min(begin + batch_size, len(tokens)))
-        offsets = [int(tokens.crop_offsets[r][0]) for r in rows]
-        crops = [tokens.codes[r][:, o : o + crop_frames] for r, o in zip(rows, offsets, strict=True)]
-        codes = torch.from_numpy(np.stack(crops).astype(np.int64)).to(device)
+        starts = [int(tokens.crop_offsets[int(row)][0]) for row in rows]
+        codes = torch.from_numpy(tokens.crops(rows, starts, crop_frames)).to(device)
         states, mask = (torch.from_numpy(a).to(device) for a in tokens.text_batch(rows))
         losses = cross_entropy(transformer(codes, states, mask), transformer.targets(codes))
         total, count = total + losses.cpu() * len(rows), count + len(rows)
