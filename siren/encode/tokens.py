@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from siren import shards
 
@@ -25,7 +26,7 @@ class Tokens:
     captions: Sequence[str]
     labels: Sequence[list[str]]
     relations: Sequence[str | None]
-    codes: Sequence[np.ndarray] | np.ndarray  # N times uint16 [K, T]
+    codes: "Arrays | np.ndarray"  # N times uint16 [K, T]
     num_frames: np.ndarray  # int32 [N], without the padding of short clips
     text: Sequence[np.ndarray]  # N times float16 [l, P], valid tokens only
     crop_offsets: Sequence[Sequence[int] | np.ndarray]  # frames; where a training crop may begin
@@ -56,14 +57,15 @@ class Tokens:
         """Padded text states of some pairs, float32 [B, L, P], and their mask, bool [B, L]."""
         texts = [self.text[int(row)] for row in rows]
         lengths = np.array([len(text) for text in texts])
-        states = np.zeros((len(texts), lengths.max(), self.text_width), np.float32)
+        states = np.zeros((len(texts), lengths.max(), self.text_width), np.float16)
         for state, text in zip(states, texts, strict=True):
             state[: len(text)] = text
-        return states, np.arange(lengths.max()) < lengths[:, None]
+        # torch converts from float16 several times as fast as numpy.
+        return torch.from_numpy(states).float().numpy(), np.arange(lengths.max()) < lengths[:, None]
 
 
 def read_tokens(folder: str | Path, split: str, codec_fingerprint: str | None = None) -> Tokens:
-    """Open all shards of a split. Raises ValueError where they were made with another codec than `codec_fingerprint`."""
+    """Open all shards of a split. Raises ValueError where another codec than `codec_fingerprint` made them."""
     metadata = shards.metadata(folder, split)
     if codec_fingerprint is not None and metadata["codec"] != codec_fingerprint:
         raise ValueError(
