@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from siren import stages
 from siren.train.loop import Checkpoint, Curve, check_finite, differences
 
 
@@ -115,3 +116,16 @@ def test_a_curve_goes_on_after_half_a_line(tmp_path):
     assert (tmp_path / "curve.csv").read_text() == "step,loss,val_loss\n0,2,\n10,1.5,3\n"
     Curve(lambda *_: None, tmp_path).write(tmp_path / "again.csv")
     assert (tmp_path / "again.csv").read_text() == (tmp_path / "curve.csv").read_text()
+
+
+def test_only_dvc_starts_afresh_beside_an_unfinished_run(tmp_path, monkeypatch, capsys):
+    """DVC runs a stage because something changed; a person who types it means to go on."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_STAGE", raising=False)
+    stages._checkpoint("codec", seed=0).save(7, *made())
+    with pytest.raises(ValueError, match=r"codec/.* at step 7:\n  seed: 0 there, 1 here\nTo go on with it"):
+        stages._checkpoint("codec", seed=1).restore(*made())
+    monkeypatch.setenv("DVC_STAGE", "codec")
+    assert stages._checkpoint("codec", seed=1).restore(*made()) == 0
+    assert "This run starts afresh" in capsys.readouterr().err
+    assert stages._checkpoint("codec", seed=0).restore(*made()) == 7

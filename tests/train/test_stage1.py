@@ -1,6 +1,7 @@
 """Stage 1: learns, is a function of its seed, and a killed run that resumes ends where one never killed does."""
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from siren.train.loop import Checkpoint, learning_rate
 from siren.train.stage1 import Batches, text_is_dropped, train_stage1, validate
 from tests.model import builders
 
+ROOT = Path(__file__).resolve().parents[2]
 TRAINING = Training(
     steps=12,
     batch_size=4,
@@ -115,8 +117,7 @@ def test_a_process_killed_at_any_moment_goes_on_to_the_weights_of_one_never_kill
         "data = (tokens(), tokens(6), LONG, 7, 0)\n"
         "train_stage1(transformer(dropout=0.1), *data, lambda *_: time.sleep(0.01), place)\n"
     )
-    root = Path(__file__).resolve().parents[2]
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=root, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 120
         while not list(tmp_path.glob("*/step-*12.json")) and process.poll() is None and time.monotonic() < deadline:
@@ -289,12 +290,21 @@ def test_bf16_computes_in_half_precision_and_keeps_its_weights_in_full():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, on the way to its compiler
 def test_compiled_training_takes_the_same_steps():
+    """In a process of its own: the check of shapes that tests add to the model cannot be compiled."""
     settings = dataclasses.replace(SETTINGS, training=dataclasses.replace(TRAINING, steps=4))
     eager = [m["loss"] for _, m in run(transformer(), settings)]
-    compiled = [m["loss"] for _, m in run(transformer(), dataclasses.replace(settings, compile=True))]
+    code = (
+        "from tests.train.test_stage1 import *\n"
+        "training = dataclasses.replace(TRAINING, steps=4)\n"
+        "model, settings = transformer(), dataclasses.replace(SETTINGS, training=training, compile=True)\n"
+        "print([m['loss'] for _, m in run(model, settings)])\n"
+        "import torch._dynamo.utils as made; print(sum(made.counters['graph_break'].values()))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    compiled, breaks = map(json.loads, ended.stdout.splitlines())
     np.testing.assert_allclose(eager, compiled, rtol=1e-4)
+    assert breaks == 0
 
 
 @pytest.mark.parametrize("residual_start", ["prompt", "learned"])
