@@ -222,11 +222,34 @@ class Model:
 class Stage1:
     training: Training
     text_dropout: float  # share of batches trained without text, for guidance at sampling time
+    similarity_weight: float  # lambda of L_rr on the batches without text (arXiv 2309.08773); 0 for none
+    similarity_pooling: Literal["max", "average"]
     history_dropout: float  # share of clips whose past is blank from a random frame on, so that the text is heeded
     shuffle_captions: bool  # the control: every clip is trained with another clip's caption
+    shuffle_shards: int  # so many shards are shuffled together; more mix better, fewer read the disk in order
+    precision: Literal["fp32", "bf16"]  # bf16: autocast, weights and moments in fp32; for GPUs, slow on most CPUs
+    compile: bool
+    accumulate: int  # parts that a batch is split into, one after the other, where it does not fit into memory
+    ema: float | None  # decay of averaged weights, which are then validated and saved; null for none
+    keep_checkpoints: int
     validate_every: int
 
     def __post_init__(self) -> None:
+        for name in ("shuffle_shards", "accumulate", "keep_checkpoints", "validate_every"):
+            value = getattr(self, name)
+            require(value >= 1, f"train.stage1.{name} is {value}; at least 1 is needed")
+        require(self.ema is None or 0 < self.ema < 1, f"train.stage1.ema is {self.ema}; in (0, 1), or null for none")
+        require(self.similarity_weight >= 0, f"train.stage1.similarity_weight is {self.similarity_weight}; 0 or more")
+        require(
+            not self.similarity_weight or self.text_dropout > 0,
+            f"train.stage1.similarity_weight is {self.similarity_weight} with text_dropout 0: it applies to batches "
+            "without text only; set text_dropout (0.1 in the paper), or the weight to 0",
+        )
+        size, parts = self.training.batch_size, self.accumulate
+        require(
+            size % parts == 0,
+            f"train.stage1.accumulate is {parts}; it must divide training.batch_size, which is {size}",
+        )
         for name in ("text_dropout", "history_dropout"):
             value = getattr(self, name)
             require(0 <= value < 1, f"train.stage1.{name} is {value}; it lies in [0, 1)")
@@ -314,6 +337,14 @@ class Config:
     train: Train
     align: Align
     evaluate: Evaluate
+
+    def __post_init__(self) -> None:
+        guidance = self.evaluate.sample.sampling.guidance
+        require(
+            guidance in (None, 1.0) or self.train.stage1.text_dropout > 0,
+            f"evaluate.sample.sampling.guidance is {guidance} with train.stage1.text_dropout 0: a model that was never "
+            "trained without text has nothing to be guided away from; set text_dropout, or guidance to null",
+        )
 
 
 def load(path: str | Path = "params.yaml") -> Config:

@@ -1,5 +1,9 @@
-"""Progress for every loop that a person may wait for: a bar with rate and ETA, or in a log a line now and then."""
+"""Progress for every loop that a person may wait for: a bar with rate and ETA, or in a log a line now and then.
 
+Of the processes that torchrun starts together, only the first speaks.
+"""
+
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -24,4 +28,15 @@ def track(
         mininterval=0.2 if terminal else 10.0,
         leave=True,
         smoothing=0.05,
+        disable=not _speaks(),
     )
+
+
+def notice(text: str) -> None:
+    """Something that a person should know, on standard error."""
+    if _speaks():
+        print(text, file=sys.stderr)
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"

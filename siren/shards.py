@@ -1,5 +1,7 @@
-"""Tables on disk: Parquet files, whole or in numbered shards, each written to a temporary name and then renamed.
+"""Tables on disk: whole or in numbered shards, each file written to a temporary name and then renamed.
 
+The suffix chooses the format. `.parquet` is compressed: for tables that are read whole. `.arrow` (Arrow IPC) is not: a
+reader maps it and touches the rows it wants, so a table may be larger than memory.
 One file for each shard and never one for each clip, because versioning and network filesystems are slow with many
 small files. Nothing written here depends on the time or the machine: the same table gives the same bytes.
 Waveforms are stored as little-endian int16, all rows of a column equally long.
@@ -21,23 +23,32 @@ QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("item", "stage",
 
 
 def write_table(path: str | Path, table: pa.Table, metadata: dict[str, str] | None = None) -> None:
-    """Write one Parquet file atomically, `metadata` in its schema."""
+    """Write one file atomically, in the format of its suffix, `metadata` in its schema."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if metadata is not None:
         table = table.replace_schema_metadata(metadata)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        pq.write_table(table, temporary, compression="zstd")
+        if path.suffix == ".arrow":
+            with pa.ipc.new_file(temporary, table.schema) as file:
+                file.write_table(table.combine_chunks())
+        else:
+            pq.write_table(table, temporary, compression="zstd")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_shards(
-    folder: str | Path, stem: str, table: pa.Table, rows_per_shard: int, metadata: dict[str, str] | None = None
+    folder: str | Path,
+    stem: str,
+    table: pa.Table,
+    rows_per_shard: int,
+    metadata: dict[str, str] | None = None,
+    suffix: str = ".parquet",
 ) -> list[Path]:
-    """Write `<stem>-00000.parquet`, `-00001`, ...; shards left by a longer earlier table are removed.
+    """Write `<stem>-00000.parquet`, `-00001`, ...; shards left by an earlier table are removed.
 
     An empty table gives one empty shard, so that its schema and metadata are kept.
     """
@@ -47,10 +58,10 @@ def write_shards(
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for index, start in enumerate(range(0, max(table.num_rows, 1), rows_per_shard)):
-        path = folder / f"{stem}-{index:05d}.parquet"
+        path = folder / f"{stem}-{index:05d}{suffix}"
         write_table(path, table.slice(start, rows_per_shard), metadata)
         paths.append(path)
-    for stale in set(_shards(folder, stem)) - set(paths):
+    for stale in set(shard_paths(folder, stem)) - set(paths):
         stale.unlink()
     return paths
 
@@ -90,37 +101,47 @@ class ShardWriter:
             return
         if self.rows or not self.paths:
             self._write()
-        for stale in set(_shards(self.folder, self.stem)) - set(self.paths):
+        for stale in set(shard_paths(self.folder, self.stem)) - set(self.paths):
             stale.unlink()
 
 
 def read_shards(folder: str | Path, stem: str, columns: list[str] | None = None) -> pa.Table:
     """All shards of `stem` as one table, in order, memory-mapped. Raises ValueError when one is missing."""
-    paths = _shards(folder, stem)
+    paths = shard_paths(folder, stem)
     numbers = [int(path.stem[-5:]) for path in paths]
     if numbers != list(range(len(numbers))) or not paths:
         found = ", ".join(path.name for path in paths) or "none"
         raise ValueError(f"shards {stem}-00000 ... in {folder} are not complete (found: {found}); run the stage again")
-    return pa.concat_tables([pq.read_table(path, columns=columns, memory_map=True) for path in paths])
+    return pa.concat_tables([_read_table(path, columns) for path in paths])
+
+
+def _read_table(path: Path, columns: list[str] | None) -> pa.Table:
+    if path.suffix == ".arrow":
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()  # columns are views of the file
+        return table.select(columns) if columns else table
+    return pq.read_table(path, columns=columns, memory_map=True)
 
 
 def metadata(folder: str | Path, stem: str) -> dict[str, str]:
     """Metadata of the first shard of `stem`."""
-    paths = _shards(folder, stem)
+    paths = shard_paths(folder, stem)
     if not paths:
-        raise ValueError(f"no shards {stem}-*.parquet in {folder}; run the stage that makes them")
+        raise ValueError(f"no shards {stem}-00000 ... in {folder}; run the stage that makes them")
     return table_metadata(paths[0])
 
 
 def table_metadata(path: str | Path) -> dict[str, str]:
     """What `write_table` was given as `metadata`."""
-    items = (pq.read_schema(path).metadata or {}).items()
+    mapped = Path(path).suffix == ".arrow"
+    schema = pa.ipc.open_file(pa.memory_map(str(path))).schema if mapped else pq.read_schema(path)
+    items = (schema.metadata or {}).items()
     return {key.decode(): value.decode() for key, value in items if not key.startswith(b"ARROW:")}
 
 
-def _shards(folder: str | Path, stem: str) -> list[Path]:
-    pattern = re.compile(re.escape(stem) + r"-\d{5}\.parquet")
-    return sorted(path for path in Path(folder).glob("*.parquet") if pattern.fullmatch(path.name))
+def shard_paths(folder: str | Path, stem: str) -> list[Path]:
+    """The shards of `stem` that are there, in order."""
+    pattern = re.compile(re.escape(stem) + r"-\d{5}\.(parquet|arrow)")
+    return sorted(path for path in Path(folder).glob(f"{stem}-*") if pattern.fullmatch(path.name))
 
 
 def write_quarantine(folder: str | Path, rows: list[dict[str, str]]) -> None:

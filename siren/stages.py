@@ -6,7 +6,9 @@ each process loads only what it uses.
 """
 
 import json
+import os
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,6 @@ def codec(config: Config) -> None:
     from siren.networks import codec as codecs
     from siren.randomness import item_seed
     from siren.train.codec import quality, reconstructions, train_codec
-    from siren.train.loop import Checkpoint, digest
 
     network = config.networks.codec
     with tracking.stage("codec", config, sections=("seed", "audio", "networks.codec")) as run:
@@ -89,8 +90,7 @@ def codec(config: Config) -> None:
             assert network.training is not None  # config.Network holds one of the two
             made, extra = codecs.build(network, config.audio), {"recipe": to_dict(network.training), "seed": seed}
             made_with = [_hash(path) for path in sorted(SEGMENTS.glob("segments-*.parquet"))]
-            identity = digest([to_dict(network), to_dict(config.audio), seed, made_with])
-            checkpoint = Checkpoint(CHECKPOINTS / "codec", identity)
+            checkpoint = _checkpoint("codec", network=network, audio=config.audio, seed=seed, data=made_with)
             train_codec(made, training, network.training, seed, run.log, device, checkpoint)
         report = quality(made, validation, device)
         untrained = quality(codecs.untrained(made, seed), validation, device)
@@ -126,7 +126,6 @@ def judge(config: Config) -> None:
     from siren.networks import judge as judges
     from siren.randomness import item_seed
     from siren.train.judge import quality, train_judge
-    from siren.train.loop import Checkpoint, digest
 
     with tracking.stage("judge", config, sections=("seed", "audio", "networks.judge")) as run:
         device, report = _device(), {}
@@ -140,7 +139,7 @@ def judge(config: Config) -> None:
                 assert network.training is not None  # config.Network holds one of the two
                 wavs, labels = _labelled("train", config, judges.SAMPLE_RATE)
                 made_with = [_hash(path) for path in sorted(SEGMENTS.glob("segments-*.parquet"))]
-                checkpoint = Checkpoint(CHECKPOINTS / f"judge-{name}", digest([to_dict(network), seed, made_with]))
+                checkpoint = _checkpoint(f"judge-{name}", network=network, seed=seed, data=made_with)
                 made = judges.build(network, sorted({label for clip in labels for label in clip}), seed)
                 log = _prefixed(run.log, name)
                 train_judge(made, wavs, labels, network.training, seed, log, device, checkpoint)
@@ -234,7 +233,7 @@ def tokenize(config: Config) -> None:
         settings, rate = config.encode.tokenize, config.audio.sample_rate
         made = {}
         for split, table in tokens.tokenize(codec, clap, segments, splits, rate, settings.batch_size, _device()):
-            shards.write_shards(TOKENS, split, table, settings.shard_rows, tokens.metadata(codec, clap))
+            shards.write_shards(TOKENS, split, table, settings.shard_rows, tokens.metadata(codec, clap), ".arrow")
             made[split] = table.num_rows
         run.summary({f"pairs/{split}": count for split, count in made.items()})
         pairs = sum(table.num_rows for table in splits.values())
@@ -243,6 +242,22 @@ def tokenize(config: Config) -> None:
 
 def stage1(config: Config, k: int) -> None:
     """Train transformer K alone: tokens to models/stage1/K."""
+    from siren.train import distributed
+
+    if k not in config.model.transformers:
+        raise ValueError(f"there is no transformer {k}; the model has {len(config.model.transformers)}, from 0")
+    if distributed.launch(["stage1", str(k)]):
+        return
+    with distributed.join() as ranks:
+        if ranks.rank:
+            _stage1(config, k, ranks, None)
+        else:
+            with tracking.stage(f"stage1@{k}", config, sections=("seed", "model", "train.stage1")) as run:
+                _stage1(config, k, ranks, run)
+
+
+def _stage1(config: Config, k: int, ranks: Any, run: tracking.Run | None) -> None:
+    """What each process of the training does; the one that has a run keeps the record and writes the result."""
     import torch
 
     from siren.encode.tokens import read_tokens
@@ -250,26 +265,21 @@ def stage1(config: Config, k: int) -> None:
     from siren.model.transformer import ResidualTransformer
     from siren.networks import codec as codecs
     from siren.randomness import item_seed
-    from siren.train.loop import Checkpoint, Curve, digest
+    from siren.train.loop import Curve
     from siren.train.stage1 import train_stage1
 
-    if k not in config.model.transformers:
-        raise ValueError(f"there is no transformer {k}; the model has {len(config.model.transformers)}, from 0")
-    name = f"stage1@{k}"
-    with tracking.stage(name, config, sections=("seed", "model", "train.stage1")) as run:
-        codec = codecs.load(MODELS / "codec")
-        tokens, validation = (read_tokens(TOKENS, split, codec.fingerprint()) for split in ("stage1", "val"))
-        seed = item_seed(config.seed, name)
-        torch.manual_seed(seed)
-        transformer = ResidualTransformer(config.model, codec.tables(), tokens.text_width, k)
-        made_with = _made_with("stage1", "val")
-        identity = digest([to_dict(config.model), to_dict(config.train), seed, made_with])
-        checkpoint = Checkpoint(CHECKPOINTS / f"stage1-{k}", identity)
-        curve = Curve(run.log, checkpoint.folder, identity)
-        crop = _frames(config.filter.score.crop_seconds, codec)
-        figures = train_stage1(
-            transformer, tokens, validation, config.train.stage1, crop, seed, curve, checkpoint, _device()
-        )
+    codec, settings = codecs.load(MODELS / "codec"), config.train.stage1
+    tokens, validation = (read_tokens(TOKENS, split, codec.fingerprint()) for split in ("stage1", "val"))
+    seed, crop = item_seed(config.seed, f"stage1@{k}"), _frames(config.filter.score.crop_seconds, codec)
+    torch.manual_seed(seed)
+    transformer = ResidualTransformer(config.model, codec.tables(), tokens.text_width, k)
+    made_with = _made_with("stage1", "val")
+    identity: dict[str, Any] = {"model": config.model, "stage1": settings, "crop_frames": crop}
+    checkpoint = _checkpoint(f"stage1-{k}", settings.keep_checkpoints, **identity, seed=seed, data=made_with)
+    curve = Curve(run.log, checkpoint.folder) if run else None
+    log = curve or (lambda step, metrics: None)
+    figures = train_stage1(transformer, tokens, validation, settings, crop, seed, log, checkpoint, _device(), ranks)
+    if run and curve:
         save_transformer(MODELS / "stage1" / str(k), transformer, made_with)
         curve.write(REPORTS / "curves" / f"stage1-{k}.csv")
         checkpoint.clear()
@@ -284,7 +294,7 @@ def align(config: Config) -> None:
     from siren.networks import codec as codecs
     from siren.networks import imagebind
     from siren.randomness import item_seed
-    from siren.train.loop import Checkpoint, Curve, digest
+    from siren.train.loop import Curve
 
     with tracking.stage("align", config, sections=("seed", "align")) as run:
         device = _device()
@@ -293,9 +303,9 @@ def align(config: Config) -> None:
         model = load_model(_stage1_folders(config), codec.fingerprint()).to(device)
         judge = imagebind.load(MODELS / "imagebind", device)
         made_with = _made_with("rl")
-        identity = digest([to_dict(config.align), config.seed, made_with, _hashes(_stage1_folders(config))])
-        checkpoint = Checkpoint(CHECKPOINTS / "align", identity)
-        curve = Curve(run.log, checkpoint.folder, identity)
+        start = _hashes(_stage1_folders(config))
+        checkpoint = _checkpoint("align", align=config.align, seed=config.seed, data=made_with, stage1=start)
+        curve = Curve(run.log, checkpoint.folder)
         anticausal.align(
             model,
             prompts,
@@ -651,12 +661,24 @@ def _made_with(*splits: str) -> dict[str, str]:
     from siren import shards
 
     metadata = shards.metadata(TOKENS, splits[0])
-    files = [path for split in splits for path in sorted(TOKENS.glob(f"{split}-*.parquet"))]
+    files = [path for split in splits for path in shards.shard_paths(TOKENS, split)]
     return {
         "codec": metadata["codec"],
         "text_encoder": metadata["text_encoder"],
         "tokens": "".join(_hash(path)[:16] for path in files),
     }
+
+
+def _checkpoint(name: str, keep: int = 1, **identity: Any) -> Any:
+    """Where the training `name` keeps its progress; `identity` is all that its result depends on.
+
+    DVC runs a stage again because something that it depends on has changed, so there it starts afresh. A person who
+    types the stage by hand is told that an unfinished training of other settings is in the way.
+    """
+    from siren.train.loop import Checkpoint
+
+    plain = {key: to_dict(part) if is_dataclass(part) else part for key, part in identity.items()}
+    return Checkpoint(CHECKPOINTS / name, plain, keep, restart="DVC_STAGE" in os.environ)
 
 
 def _hashes(folders: list[Path]) -> list[str]:
@@ -688,7 +710,6 @@ def _text_audio(name: str, config: Config, networks: Any, run: tracking.Run) -> 
 
     from siren.randomness import item_seed
     from siren.train.contrastive import train_contrastive
-    from siren.train.loop import Checkpoint, digest
     from siren.train.retrieval import by_meaning, quality
 
     network, rate = getattr(config.networks, name), config.audio.sample_rate
@@ -701,7 +722,7 @@ def _text_audio(name: str, config: Config, networks: Any, run: tracking.Run) -> 
         torch.manual_seed(seed)
         made = networks.build(network, [wording for clip in wordings for wording in clip], rate)
         made_with = [_hash(path) for path in [*sorted(SEGMENTS.glob("segments-*")), CAPTIONS / "captions.parquet"]]
-        checkpoint = Checkpoint(CHECKPOINTS / name, digest([to_dict(network), to_dict(config.audio), seed, made_with]))
+        checkpoint = _checkpoint(name, network=network, audio=config.audio, seed=seed, data=made_with)
         settings = network.training
         train_contrastive(made, wavs, wordings, labels, relations, settings, seed, run.log, device, checkpoint)
         extra = {"recipe": to_dict(settings), "seed": seed}

@@ -63,7 +63,7 @@ def align(
     optimiser = torch.optim.AdamW(
         policy.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
     )
-    first_step = checkpoint.restore(policy, optimiser)[0] if checkpoint else 0
+    first_step = checkpoint.restore(policy, optimiser) if checkpoint else 0
     sampling = Sampling(temperature=settings.temperature, top_k=None, top_p=None, guidance=settings.guidance)
     model.eval()  # dropout off on both sides of the ratio
     for step in track(range(first_step, settings.steps), "align", settings.steps, first_step, "step"):

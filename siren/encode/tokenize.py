@@ -1,8 +1,8 @@
 """Segments and captions to token shards: codes of the whole segment, text states, and where crops may begin.
 
-A shard is a table (`SCHEMA`) whose metadata name the codec and the text encoder by fingerprint; `tokens.py` reads it
-and refuses another codec. Segments are encoded whole: a crop of the codes is what training sees, as the codec is
-convolutional and its codes inside a clip depend on their surroundings alone.
+A shard is a table (`SCHEMA`) whose metadata name the codec and the text encoder by fingerprint, kept as an Arrow file
+that `tokens.py` maps; it refuses another codec. Segments are encoded whole: a crop of the codes is what training sees,
+as the codec is convolutional and its codes inside a clip depend on their surroundings alone.
 
 Shapes: B batch · K codebooks · T frames · S samples · L text length · D text width.
 """

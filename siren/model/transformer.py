@@ -126,13 +126,19 @@ class ResidualTransformer(nn.Module):
         return self.decoder_norm(z)
 
     def forward(
+        self, codes: Int[Tensor, "B K T"], states: Float[Tensor, "B L P"], mask: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B N T V"]:
+        """Logits of the owned codebooks under teacher forcing."""
+        return self.hidden_and_logits(codes, states, mask)[1]
+
+    def hidden_and_logits(
         self,
         codes: Int[Tensor, "B K T"],
         states: Float[Tensor, "B L P"],
         mask: Bool[Tensor, "B L"],
         heard: Bool[Tensor, "B T"] | None = None,
-    ) -> Float[Tensor, "B N T V"]:
-        """Logits of the owned codebooks under teacher forcing; code j of frame t has seen what sampling has seen.
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B N T V"]]:
+        """States of the temporal path, and logits; code j of frame t has seen what sampling has seen.
 
         Frames that are not `heard` are blank in the temporal input (training only, see `Stage1.history_dropout`).
         Raises ValueError for codes, lengths or text states that the model has no table for.
@@ -151,7 +157,7 @@ class ResidualTransformer(nn.Module):
         slots = [hidden] + [text.start[:, None] + a for a in accumulated]
         z = self.residual_decoder(torch.stack(slots, dim=2).flatten(0, 1), skip=1)  # [B·T, N, D]
         logits = torch.einsum("bnd,nvd->bnv", z, self.heads)
-        return logits.unflatten(0, (batch, frames)).transpose(1, 2)
+        return hidden, logits.unflatten(0, (batch, frames)).transpose(1, 2)
 
     def null_text(self, batch: int, width: int) -> tuple[Tensor, Tensor]:
         """The condition that stands for "no text": one all-zero state. ([B, 1, P], [B, 1])"""

@@ -81,7 +81,7 @@ def train_codec(
     distance = SpectralDistance(codec.sample_rate).to(device)
     samples = round(recipe.crop_seconds * codec.sample_rate / codec.hop) * codec.hop
     free_steps = min(recipe.free_steps, settings.steps // 10)
-    done = checkpoint.restore(state, optimiser, generator)[0] if checkpoint else 0
+    done = checkpoint.restore(state, optimiser, generator) if checkpoint else 0
 
     for step in track(range(done, settings.steps), "codec", total=settings.steps, initial=done):
         set_learning_rate(optimiser, learning_rate(step, settings))

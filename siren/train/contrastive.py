@@ -64,7 +64,7 @@ def train_contrastive(
         raise ValueError(f"{len(wavs)} waveforms and {pool.size} lists of captions do not go together")
     model.to(device).train()
     optimiser, generator = adamw(model, settings), torch.Generator()
-    first = checkpoint.restore(model, optimiser, generator)[0] if checkpoint else 0
+    first = checkpoint.restore(model, optimiser, generator) if checkpoint else 0
     alone = TEXT_FIRST * settings.steps
     text_settings = dataclasses.replace(settings, steps=alone)
     with torch.random.fork_rng(devices=[]):

@@ -46,7 +46,7 @@ def train_judge(
     generator = torch.Generator().manual_seed(seed)
     model.to(device).train()
     optimiser = adamw(model, settings)
-    done = checkpoint.restore(model, optimiser, generator)[0] if checkpoint else 0
+    done = checkpoint.restore(model, optimiser, generator) if checkpoint else 0
     steps = range(done, settings.steps)
     for step in track(steps, f"training {model.name}", total=settings.steps, initial=done, unit="step"):
         rows = known[torch.randint(len(known), (2, settings.batch_size), generator=generator)]

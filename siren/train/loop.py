@@ -2,22 +2,29 @@
 
 A checkpoint is one safetensors file and one JSON sidecar, written to temporary names and renamed, the sidecar last:
 a half-written one is never read. It holds the weights, the optimiser's moments, the step, the state of the random
-generator and the hash of everything the result depends on; a run whose hash differs refuses it.
+generator where there is one, and the identity of the run: all settings and inputs that its result depends on. Learning
+rate, order of the data and everything that is drawn by (seed, step) follow from the step, so they resume with it.
+
+Each identity has a folder of its own. A run that finds none of its own but those of another one shows how they differ;
+whether it then stops or starts afresh is the caller's to say (`Checkpoint.restart`).
 """
 
 import hashlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from siren.config import Training
+from siren.config import Training, flatten
+from siren.progress import notice
 
 Log = Callable[[int, dict[str, float]], None]
 
@@ -52,11 +59,31 @@ def digest(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-class Checkpoint:
-    """Where one run keeps its progress; `identity` is the hash of its settings and inputs."""
+def differences(there: Any, here: Any) -> list[str]:
+    """What two identities do not share, one line for each key: its value there and its value here."""
+    ours, theirs = (flatten(data if isinstance(data, dict) else {"identity": data}) for data in (here, there))
+    keys = [key for key in theirs | ours if theirs.get(key, "(none)") != ours.get(key, "(none)")]
+    return [f"{key}: {_brief(theirs.get(key, '(none)'))} there, {_brief(ours.get(key, '(none)'))} here" for key in keys]
 
-    def __init__(self, folder: Path, identity: str):
-        self.folder, self.identity = folder, identity
+
+def _brief(value: Any) -> str:
+    """Hashes of many files fill pages."""
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:28]}...{text[-28:]}"
+
+
+class Checkpoint:
+    """Where one run keeps its progress: `root`/<hash of its identity>/step-*.
+
+    identity: settings and inputs as plain data, by names that a person will recognise in a message.
+    keep: how many of the last checkpoints stay. restart: whether to start afresh, with a notice, where `root` has only
+    the checkpoints of another run; otherwise that is an error.
+    """
+
+    def __init__(self, root: Path, identity: Any, keep: int = 1, restart: bool = False):
+        self.root, self.keep, self.restart = root, keep, restart
+        self.identity = json.loads(json.dumps(identity, default=str))  # as it will be read back
+        self.folder = root / digest(self.identity)
 
     def save(
         self,
@@ -64,74 +91,131 @@ class Checkpoint:
         module: nn.Module,
         optimiser: torch.optim.Optimizer,
         generator: torch.Generator | None = None,
-        extra: dict[str, Any] | None = None,
     ) -> None:
-        """Write the state after `step` steps; the one before it is removed once this one is whole."""
+        """Write the state after `step` steps; older ones than the last `keep` are removed once this one is whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
         for index, fields in optimiser.state_dict()["state"].items():
             for name, value in fields.items():
-                tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value).detach().cpu().clone()
+                tensors[f"optimiser.{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
         if generator is not None:
-            tensors["generator"] = generator.get_state().clone()
+            tensors["generator"] = generator.get_state()
         stem = f"step-{step:08d}"
         _atomic(self.folder / f"{stem}.safetensors", lambda path: save_file(tensors, path))
-        sidecar = {"step": step, "identity": self.identity, "extra": extra or {}}
-        _atomic(self.folder / f"{stem}.json", lambda path: path.write_text(json.dumps(sidecar)))
-        for old in self.folder.glob("step-*"):
-            if old.stem < stem:
-                old.unlink()
+        sidecar = {"step": step, "identity": self.identity}
+        _atomic(self.folder / f"{stem}.json", lambda path: path.write_text(json.dumps(sidecar, indent=1) + "\n"))
+        for old in self._sidecars()[self.keep :]:
+            old.unlink()  # first: without it the tensors are not looked at
+            old.with_suffix(".safetensors").unlink(missing_ok=True)
+        for partial in self.folder.glob(".step-*"):
+            partial.unlink()  # left by a run that was killed while it wrote
 
     def restore(
         self, module: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator | None = None
-    ) -> tuple[int, dict[str, Any]]:
-        """Load the newest whole checkpoint of this identity → (steps done, extra); (0, {}) where there is none."""
-        sidecars = sorted(self.folder.glob("step-*.json"), reverse=True)
-        for sidecar in sidecars:
-            data = json.loads(sidecar.read_text())
-            if data["identity"] != self.identity:
-                continue  # left by a run with other settings or other data: never resumed
-            tensors = load_file(sidecar.with_suffix(".safetensors"))
+    ) -> int:
+        """Load the newest whole checkpoint of this run → steps done; 0 where there is none.
+
+        Raises ValueError, with the difference, where there are only those of another run and `restart` is off.
+        """
+        for sidecar in self._sidecars():
+            try:
+                tensors = load_file(sidecar.with_suffix(".safetensors"))
+            except (SafetensorError, OSError) as error:
+                notice(f"{sidecar.with_suffix('.safetensors')} cannot be read ({error}); an earlier one is looked for")
+                continue
             module.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-            state = optimiser.state_dict()
-            state["state"] = {}
-            for key, value in tensors.items():
-                if key.startswith("optimiser."):
-                    _, index, name = key.split(".")
-                    state["state"].setdefault(int(index), {})[name] = value
-            optimiser.load_state_dict(state)
+            _restore_optimiser(optimiser, tensors)
             if generator is not None:
                 generator.set_state(tensors["generator"])
-            return data["step"], data["extra"]
-        return 0, {}
+            return int(json.loads(sidecar.read_text())["step"])
+        self._look_for_another()
+        return 0
+
+    def latest(self) -> Path | None:
+        """The sidecar of the newest checkpoint of this run."""
+        return next(iter(self._sidecars()), None)
 
     def clear(self) -> None:
-        """Remove the checkpoints of a run that has written its result."""
-        for path in self.folder.glob("step-*"):
-            path.unlink()
+        """Remove what a run that has written its result kept; the sidecars first, so that nothing resumes from half."""
+        for sidecar in self._sidecars():
+            sidecar.unlink()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _sidecars(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*.json"), reverse=True)
+
+    def _look_for_another(self) -> None:
+        others = sorted(self.root.glob("*/step-*.json"), key=lambda path: path.stat().st_mtime)
+        if not others:
+            return
+        other = json.loads(others[-1].read_text())
+        lines = "\n  ".join(differences(other["identity"], self.identity))
+        place, step = others[-1].parent, other["step"]
+        found = f"{place} has an unfinished run of other settings or data, at step {step}:\n  {lines}"
+        if not self.restart:
+            raise ValueError(
+                f"{found}\nTo go on with it, set these back. To start afresh, remove that folder, or let `dvc repro` "
+                "run the stage."
+            )
+        notice(f"{found}\nThis run starts afresh. Set these back to go on with the other, or remove its folder.")
+
+
+def _restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The moments, each in the memory layout of its parameter: fused steps go by it, and files know only one."""
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    state = optimiser.state_dict()
+    state["state"] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimiser."):
+            _, index, name = key.split(".")
+            like = parameters[int(index)]
+            if value.shape == like.shape and value.stride() != like.stride():
+                value = torch.empty_like(like, dtype=value.dtype, device="cpu").copy_(value)
+            state["state"].setdefault(int(index), {})[name] = value
+    optimiser.load_state_dict(state)
+
+
+def check_finite(label: str, reports: list[tuple[int, Tensor, Tensor]], checkpoint: Checkpoint | None) -> None:
+    """Raise FloatingPointError at the first (step, loss, gradient norm) that is not finite; forget the others.
+
+    On an accelerator reading a number waits for the device, so steps are checked together: at least before each
+    checkpoint, which is therefore good.
+    """
+    for step, loss, norm in reports:
+        if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+            last = checkpoint.latest() if checkpoint else None
+            good = f"the last good checkpoint is {last.with_suffix('.safetensors')}" if last else "no checkpoint yet"
+            raise FloatingPointError(
+                f"{label}: the loss is {loss.item():.4g} at step {step}, the gradient norm {norm.item():.4g}; {good}; "
+                "lower the learning rate, or look at the data of that step"
+            )
+    reports.clear()
 
 
 def _atomic(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write to a temporary name, to the disk, and then rename: after a crash the file is whole or not there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     write(temporary)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 
 class Curve:
     """A `log` that passes every report on and keeps it, to be written as one CSV when the run has ended.
 
-    Reports are also appended to a file beside the checkpoints, so that a resumed run has the whole curve. Columns that
-    a report does not have stay empty; times are not kept, because the same seed must give the same bytes.
+    Reports are also appended to a file in `folder`, that of the checkpoints, so that a resumed run has the whole curve.
+    Columns that a report does not have stay empty; times are not kept, because the same seed must give the same bytes.
     """
 
-    def __init__(self, log: Log, folder: Path, identity: str):
-        self.log, self.lines = log, folder / f"{identity}.curve.jsonl"
+    def __init__(self, log: Log, folder: Path):
+        self.log, self.lines = log, folder / "curve.jsonl"
         self.points: dict[int, dict[str, float]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         if self.lines.exists():
-            for line in self.lines.read_text().splitlines():
-                step, metrics = json.loads(line)
-                self.points[step] = metrics
+            whole = self.lines.read_text().rpartition("\n")[0]  # a run killed while it wrote leaves half a line
+            self.lines.write_text(whole and f"{whole}\n")
+            self.points = dict(map(json.loads, whole.splitlines()))
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:
         self.points[step] = metrics
@@ -141,11 +225,11 @@ class Curve:
 
     def write(self, path: Path) -> None:
         """The curve as CSV: step, then every metric in the order it first appeared."""
-        columns = list(dict.fromkeys(name for metrics in self.points.values() for name in metrics))
+        points = sorted(self.points.items())
+        columns = list(dict.fromkeys(name for _, metrics in points for name in metrics))
         rows = [
             ",".join([str(step)] + [f"{metrics[c]:.6g}" if c in metrics else "" for c in columns])
-            for step, metrics in sorted(self.points.items())
+            for step, metrics in points
         ]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join([",".join(["step", *columns]), *rows]) + "\n")
-        self.lines.unlink()

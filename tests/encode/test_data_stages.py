@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -70,8 +71,8 @@ def test_data_flows_from_sources_to_tokens(config: settings.Config, capsys: pyte
         "tokenize: 52 in, 52 out (rl 8, stage1 24, test 16, val 4)",
     ]
     tokens = read_tokens("data/tokens", "test", "blocks")
-    assert tokens.codes.shape == (16, 2, 256)
-    assert tokens.captions == pq.read_table("data/splits/test.parquet")["caption"].to_pylist()
+    assert np.stack(tokens.codes).shape == (16, 2, 256)
+    assert list(tokens.captions) == pq.read_table("data/splits/test.parquet")["caption"].to_pylist()
     assert json.loads(Path("data/segments/summary.json").read_text())["quarantined"] == 3
     reasons = shards.read_quarantine("data/segments")["reason"].to_pylist()
     assert sorted(reasons) == ["empty", "empty", "truncated"]

@@ -75,7 +75,7 @@ def corpus() -> tuple[pa.Table, dict[str, pa.Table]]:
 def write(folder: Path, codec: Blocks, batch_size: int = 2) -> None:
     segments, splits = corpus()
     for split, table in tokens.tokenize(codec, Words(), segments, splits, RATE, batch_size):  # type: ignore[arg-type]
-        shards.write_shards(folder, split, table, 3, tokens.metadata(codec, Words()))  # type: ignore[arg-type]
+        shards.write_shards(folder, split, table, 3, tokens.metadata(codec, Words()), ".arrow")  # type: ignore[arg-type]
 
 
 def test_the_trainer_reads_what_was_encoded(tmp_path: Path) -> None:
@@ -83,17 +83,29 @@ def test_the_trainer_reads_what_was_encoded(tmp_path: Path) -> None:
     segments, splits = corpus()
     read = read_tokens(tmp_path, "stage1", "blocks")
     expected = Blocks().encode(torch.from_numpy(shards.pcm_to_float(segments["pcm"])))[:4]
-    assert read.codes.dtype == np.uint16
-    assert read.codes.shape == (4, 2, 9)
-    np.testing.assert_array_equal(read.codes, expected.numpy())
+    assert all(code.dtype == np.uint16 for code in read.codes)
+    np.testing.assert_array_equal(np.stack(read.codes), expected.numpy())
+    np.testing.assert_array_equal(read.codes[[3, 1]], expected.numpy()[[3, 1]])  # across the shards
+    np.testing.assert_array_equal(read.crops([1, 3], [0, 2], 5), [expected[1, :, :5], expected[3, :, 2:7]])
     assert read.num_frames.tolist() == [9, 9, 5, 4]
-    assert read.captions == splits["stage1"]["caption"].to_pylist()
+    assert list(read.captions) == splits["stage1"]["caption"].to_pylist()
     assert [len(text) for text in read.text] == [2, 1, 2, 4]
     np.testing.assert_array_equal(read.text[3][:, 0], [1, 4, 6, 7])
     assert all(text.dtype == np.float16 and np.isfinite(text).all() for text in read.text)
-    assert read.crop_offsets[0] == [0, 1, 4]  # frames, each once
-    assert (read.codebook_size, read.text_width, len(read)) == (256, 3, 4)
-    assert read_tokens(tmp_path, "rl", "blocks").ids == ["s2", "s0"]
+    assert read.crop_offsets[0].tolist() == [0, 1, 4]  # frames, each once
+    assert (read.codebook_size, read.text_width, len(read), read.shard_rows) == (256, 3, 4, [3, 1])
+    assert list(read_tokens(tmp_path, "rl", "blocks").ids) == ["s2", "s0"]
+
+
+def test_opening_a_split_copies_nothing_of_it(tmp_path: Path) -> None:
+    write(tmp_path, Blocks())
+    read, before = read_tokens(tmp_path, "stage1"), pa.total_allocated_bytes()
+    for values in (read.codes[3], read.text[3], read.crop_offsets[3]):
+        assert not values.flags.owndata
+        assert not values.flags.writeable  # a view of the file, which is mapped for reading
+    assert pa.total_allocated_bytes() == before
+    with pytest.raises(IndexError, match="row 4 of 4"):
+        read.codes[4]
 
 
 def test_batches_pad_with_a_mask(tmp_path: Path) -> None:
@@ -114,7 +126,7 @@ def test_the_same_corpus_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write(tmp_path / name, Blocks())
     first, second = (sorted((tmp_path / name).iterdir()) for name in ("a", "b"))
-    assert [path.name for path in first] == ["rl-00000.parquet", "stage1-00000.parquet", "stage1-00001.parquet"]
+    assert [path.name for path in first] == ["rl-00000.arrow", "stage1-00000.arrow", "stage1-00001.arrow"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
@@ -133,7 +145,7 @@ def test_codes_out_of_range_are_refused_by_writer_and_reader(tmp_path: Path) -> 
     table = shards.read_shards(tmp_path, "rl")
     shards.write_shards(tmp_path, "rl", table, 9, shards.metadata(tmp_path, "rl") | {"codebook_size": "200"})
     with pytest.raises(ValueError, match=r"pair s2 has code 2\d\d; the codec's codes end at 199"):
-        read_tokens(tmp_path, "rl")
+        read_tokens(tmp_path, "rl").crops([0, 1], [0, 0], 9)
 
 
 def test_a_codec_of_another_rate_or_shape_and_missing_segments_are_refused(tmp_path: Path) -> None:

@@ -50,6 +50,30 @@ def test_guidance_of_one_is_no_guidance_and_more_moves_the_codes():
     assert not torch.equal(plain, strong)
 
 
+@pytest.mark.parametrize("residual_start", ["prompt", "learned"])
+def test_without_its_text_the_model_hears_nothing_of_it_anywhere(residual_start):
+    """Guidance 0 is the null condition alone: no prompt may reach cross-attention or the residual decoder's start."""
+    siren, null = builders.model(3, residual_start=residual_start), dataclasses.replace(PLAIN, guidance=0.0)
+    _, states, mask = builders.batch()
+    codes = sample(siren, states, mask, [1, 2, 3], 8, null).codes
+    assert torch.equal(codes, sample(siren, 3 - 2 * states, mask.roll(1, 0), [1, 2, 3], 8, null).codes)
+    short = siren[0].null_text(3, builders.TEXT_WIDTH)  # what training puts in the text's place, unpadded
+    assert torch.equal(codes, sample(siren, *short, [1, 2, 3], 8, PLAIN).codes)
+
+
+def test_guided_logits_are_the_formula_and_truncated_afterwards():
+    siren, settings = builders.model(1), dataclasses.replace(PLAIN, guidance=3.0, top_k=4)
+    _, states, mask = builders.batch()
+    rollout = sample(siren, states, mask, [1, 2, 3], 5, settings)
+    with torch.no_grad():
+        told = siren[0](rollout.codes, states, mask)
+        null = siren[0](rollout.codes, *siren[0].null_text(3, builders.TEXT_WIDTH))
+    logits = (null + 3.0 * (told - null)).transpose(1, 2).flatten(0, 2)
+    expected = truncate(logits, settings).log_softmax(-1).unflatten(0, (3, 5, 6)).transpose(1, 2)
+    found = expected.gather(-1, rollout.codes[..., None])[..., 0]
+    torch.testing.assert_close(rollout.log_probs, found, atol=1e-4, rtol=0)
+
+
 def test_impossible_requests_are_refused_with_the_numbers():
     siren = builders.model(2)
     _, states, mask = builders.batch()

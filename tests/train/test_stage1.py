@@ -1,6 +1,13 @@
 """Stage 1: learns, is a function of its seed, and a killed run that resumes ends where one never killed does."""
 
 import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +16,12 @@ import torch
 from siren.config import Stage1, Training
 from siren.encode.tokens import Tokens
 from siren.model.transformer import ResidualTransformer
+from siren.train.distributed import Ranks
 from siren.train.loop import Checkpoint, learning_rate
-from siren.train.stage1 import Batches, train_stage1
+from siren.train.stage1 import Batches, text_is_dropped, train_stage1, validate
 from tests.model import builders
 
+ROOT = Path(__file__).resolve().parents[2]
 TRAINING = Training(
     steps=12,
     batch_size=4,
@@ -24,7 +33,22 @@ TRAINING = Training(
     log_every=1,
     checkpoint_every=5,
 )
-SETTINGS = Stage1(training=TRAINING, text_dropout=0.3, history_dropout=0.2, shuffle_captions=False, validate_every=100)
+SETTINGS = Stage1(
+    training=TRAINING,
+    text_dropout=0.3,
+    similarity_weight=0.0,
+    similarity_pooling="max",
+    history_dropout=0.2,
+    shuffle_captions=False,
+    shuffle_shards=2,
+    precision="fp32",
+    compile=False,
+    accumulate=1,
+    ema=None,
+    keep_checkpoints=1,
+    validate_every=100,
+)
+EVERYTHING = dataclasses.replace(SETTINGS, similarity_weight=3.0, accumulate=2, ema=0.5)
 GOLDEN = [2.821141, 2.789831, 2.748476, 2.800989, 2.752749, 2.725348, 2.749011, 2.685663, 2.674803, 2.730051]
 
 
@@ -73,13 +97,59 @@ def test_a_resumed_run_has_the_weights_of_one_never_killed(tmp_path):
     resumed = transformer(dropout=0.1)
     steps = [step for step, _ in run(resumed, checkpoint=Checkpoint(tmp_path, "same"))]
     assert steps[0] == 5
-    for name, value in whole.state_dict().items():
-        assert torch.equal(value, resumed.state_dict()[name]), name
+    assert_equal(whole, resumed)
 
 
-def test_a_checkpoint_of_other_settings_is_not_resumed(tmp_path):
-    run(transformer(), checkpoint=Checkpoint(tmp_path, "one"))
-    assert run(transformer(), checkpoint=Checkpoint(tmp_path, "another"))[0][0] == 0
+def assert_equal(one, other):
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+LONG = dataclasses.replace(EVERYTHING, training=dataclasses.replace(TRAINING, steps=60, checkpoint_every=4))
+
+
+def test_a_process_killed_at_any_moment_goes_on_to_the_weights_of_one_never_killed(tmp_path):
+    """kill -9 of a real process, with everything on that a checkpoint has to hold."""
+    code = (
+        "import sys, time, pathlib\n"
+        "from tests.train.test_stage1 import *\n"
+        "place = Checkpoint(pathlib.Path(sys.argv[1]), 'same', keep=2)\n"
+        "data = (tokens(), tokens(6), LONG, 7, 0)\n"
+        "train_stage1(transformer(dropout=0.1), *data, lambda *_: time.sleep(0.01), place)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("*/step-*12.json")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.003)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors
+    whole, resumed = transformer(dropout=0.1), transformer(dropout=0.1)
+    run(whole, LONG)
+    steps = [step for step, _ in run(resumed, LONG, Checkpoint(tmp_path, "same", keep=2))]
+    assert steps[0] >= 12
+    assert_equal(whole, resumed)
+
+
+def test_a_checkpoint_of_other_settings_or_data_is_refused_with_the_difference(tmp_path):
+    there = {"stage1": {"learning_rate": 1e-3, "steps": 12}, "data": {"tokens": "a" * 64}}
+    here = {"stage1": {"learning_rate": 1e-4, "steps": 12}, "data": {"tokens": "a" * 64}, "seed": 1}
+    run(transformer(), checkpoint=Checkpoint(tmp_path, there))
+    with pytest.raises(ValueError, match="at step 10") as refused:
+        run(transformer(), checkpoint=Checkpoint(tmp_path, here))
+    lines = str(refused.value).splitlines()
+    assert lines[1:3] == ["  stage1.learning_rate: 0.001 there, 0.0001 here", "  seed: (none) there, 1 here"]
+    assert "To start afresh, remove that folder, or let `dvc repro` run the stage" in lines[3]
+
+
+def test_where_the_pipeline_asks_for_it_a_run_starts_afresh_and_says_so(tmp_path, capsys):
+    run(transformer(), checkpoint=Checkpoint(tmp_path, {"seed": 0}))
+    assert run(transformer(), checkpoint=Checkpoint(tmp_path, {"seed": 1}, restart=True))[0][0] == 0
+    notice = capsys.readouterr().err
+    assert "unfinished run of other settings or data, at step 10:\n  seed: 0 there, 1 here\nThis run starts" in notice
+    assert run(transformer(), checkpoint=Checkpoint(tmp_path, {"seed": 0}))[0][0] == 10  # the first one is still there
 
 
 def test_it_overfits_one_batch():
@@ -115,6 +185,30 @@ def test_batches_do_not_depend_on_what_was_asked_before():
     assert sorted(np.concatenate([second.rows(0), second.rows(1)])) == sorted(set(second.rows(0)) | set(second.rows(1)))
 
 
+@pytest.mark.parametrize("window", [1, 2, 5])
+def test_an_epoch_reads_a_window_of_shards_after_the_other_and_every_row_once(window):
+    data = tokens(20)
+    data.shard_rows = [4, 4, 4, 4, 4]
+    batches = Batches(data, 7, 4, 0, shuffle_shards=window)
+    epochs = [np.concatenate([batches.rows(5 * e + step) for step in range(5)]) for e in range(3)]
+    for rows in epochs:
+        assert sorted(rows) == list(range(20))
+        at_once = [set(rows[begin : begin + 4 * window] // 4) for begin in range(0, 20, 4 * window)]
+        assert all(len(shards) <= window for shards in at_once)
+    assert not np.array_equal(epochs[0], epochs[1])
+    assert np.array_equal(epochs[2], np.concatenate([batches.rows(10 + step) for step in range(5)]))
+
+
+def test_parts_of_a_batch_are_the_batch():
+    batches = Batches(tokens(), 7, 4, 0)
+    whole, parts = batches(3), [batches(3, part=part, parts=2) for part in range(2)]
+    assert torch.equal(whole.codes, torch.cat([part.codes for part in parts]))
+    assert torch.equal(whole.valid, torch.cat([part.valid for part in parts]))
+    assert [len(part.mask) for part in parts] == [2, 2]
+    for row, state in enumerate(torch.cat([p.states[p.mask] for p in parts]).split(whole.mask.sum(1).tolist())):
+        assert torch.equal(whole.states[row][whole.mask[row]], state)
+
+
 def test_shuffled_captions_pair_clips_with_other_texts():
     straight, shuffled = Batches(tokens(), 7, 4, 0), Batches(tokens(), 7, 4, 0, shuffle_captions=True)
     assert torch.equal(straight(0).codes, shuffled(0).codes)
@@ -146,3 +240,96 @@ def test_the_schedule_warms_up_and_ends_at_its_ratio():
 def test_pairs_that_the_model_has_no_table_for_stop_a_training_before_it_starts(name, needed):
     with pytest.raises(ValueError, match=f"model.{name} is 4, the longest of these pairs needs {needed}; raise it"):
         run(transformer(**{name: 4}))
+
+
+def test_a_gradient_that_is_not_finite_names_the_last_good_checkpoint(tmp_path):
+    model, place = transformer(), Checkpoint(tmp_path, "same")
+
+    def poison(step, metrics):
+        if step == 7:
+            with torch.no_grad():
+                model.start.fill_(float("inf"))
+
+    with pytest.raises(FloatingPointError, match=r"is nan at step 8, .*checkpoint is .*step-00000005.safetensors"):
+        train_stage1(model, tokens(), tokens(6), SETTINGS, 7, 0, poison, place)
+    again = transformer()
+    assert run(again, checkpoint=place)[0][0] == 5
+    assert all(value.isfinite().all() for value in again.state_dict().values())
+
+
+def test_a_batch_in_parts_takes_the_same_steps():
+    settings = dataclasses.replace(SETTINGS, training=dataclasses.replace(TRAINING, steps=6))
+    whole = [m["loss"] for _, m in run(transformer(), settings)]
+    parts = [m["loss"] for _, m in run(transformer(), dataclasses.replace(settings, accumulate=4))]
+    np.testing.assert_allclose(whole, parts, rtol=1e-5)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused():
+    settings = dataclasses.replace(SETTINGS, accumulate=2)
+    with pytest.raises(ValueError, match=r"a batch of 4 cannot be split into 2 .accumulate. times 4 .processes."):
+        train_stage1(transformer(), tokens(), tokens(6), settings, 7, 0, lambda *_: None, ranks=Ranks(0, 4))
+
+
+def test_averaged_weights_are_what_is_validated_and_kept():
+    settings = dataclasses.replace(SETTINGS, ema=0.9)
+    model, seen = transformer(), []
+    copy = lambda step, _: seen.append({k: v.clone() for k, v in model.state_dict().items()})  # noqa: E731
+    figures = train_stage1(model, tokens(), tokens(6), settings, 7, 0, copy)
+    plain = transformer()
+    run(plain)
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in seen[-1].items())  # training is the same
+    average = seen[0]["heads"]
+    for weights in seen[1:]:
+        average = 0.9 * average + 0.1 * weights["heads"]
+    torch.testing.assert_close(model.heads.detach(), average, atol=1e-6, rtol=1e-5)
+    assert validate(model, tokens(6), 7, settings)["val_loss"] == pytest.approx(figures["val_loss"])
+
+
+def test_bf16_computes_in_half_precision_and_keeps_its_weights_in_full():
+    full, half = transformer(), transformer()
+    settings = dataclasses.replace(SETTINGS, text_dropout=0.5, similarity_weight=1.0)
+    losses = [m["loss"] for _, m in run(full, settings)]
+    lower = [m["loss"] for _, m in run(half, dataclasses.replace(settings, precision="bf16"))]
+    assert all(p.dtype == torch.float32 for p in half.parameters())
+    np.testing.assert_allclose(losses, lower, rtol=0.02)
+    assert losses != lower
+
+
+@pytest.mark.slow
+def test_compiled_training_takes_the_same_steps():
+    """In a process of its own: the check of shapes that tests add to the model cannot be compiled."""
+    settings = dataclasses.replace(SETTINGS, training=dataclasses.replace(TRAINING, steps=4))
+    eager = [m["loss"] for _, m in run(transformer(), settings)]
+    code = (
+        "from tests.train.test_stage1 import *\n"
+        "training = dataclasses.replace(TRAINING, steps=4)\n"
+        "model, settings = transformer(), dataclasses.replace(SETTINGS, training=training, compile=True)\n"
+        "print([m['loss'] for _, m in run(model, settings)])\n"
+        "import torch._dynamo.utils as made; print(sum(made.counters['graph_break'].values()))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    compiled, breaks = map(json.loads, ended.stdout.splitlines())
+    np.testing.assert_allclose(eager, compiled, rtol=1e-4)
+    assert breaks == 0
+
+
+@pytest.mark.parametrize("residual_start", ["prompt", "learned"])
+def test_a_batch_without_text_learns_nothing_from_it(residual_start):
+    """Where every batch is dropped, whose captions they were cannot matter."""
+    settings = dataclasses.replace(SETTINGS, text_dropout=0.9999)
+    assert all(text_is_dropped(0, step, settings.text_dropout) for step in range(TRAINING.steps))
+    own, others = transformer(residual_start=residual_start), transformer(residual_start=residual_start)
+    run(own, settings)
+    run(others, dataclasses.replace(settings, shuffle_captions=True))
+    assert_equal(own, others)
+
+
+def test_the_gain_of_the_text_is_the_loss_with_another_clips_text_less_that_with_its_own():
+    model, data = transformer(), tokens(3)
+    found = validate(model, data, 7, SETTINGS)
+    assert found["val_text_gain"] != 0
+    data.text = [data.text[2], data.text[0], data.text[1]]
+    moved = validate(model, data, 7, SETTINGS)
+    assert moved["val_loss"] - found["val_loss"] == pytest.approx(found["val_text_gain"], rel=1e-3)
+    data.text = [data.text[0]] * 3
+    assert validate(model, data, 7, SETTINGS)["val_text_gain"] == pytest.approx(0, abs=1e-6)
