@@ -153,11 +153,13 @@ def params(
     from siren import config
 
     conf = Path("conf").resolve()
-    scales = sorted(p.stem for p in (conf / "scale").glob("*.yaml"))
-    if scale not in scales:
-        near = difflib.get_close_matches(scale, scales, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(scales) or 'none here'}"
-        raise ValueError(f"no scale {scale!r} in {conf / 'scale'}; {hint}")
+    chosen = [("scale", scale), *(tuple(o.split("=", 1)) for o in overrides or [] if o.startswith("model="))]
+    for group, name in chosen:
+        names = sorted(p.stem for p in (conf / group).glob("*.yaml"))
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names) or 'none here'}"
+            raise ValueError(f"no {group} {name!r} in {conf / group}; {hint}")
     from dvc.utils.hydra import compose_and_dump
 
     partial = Path("params.partial.yaml")
