@@ -172,6 +172,18 @@ def params(
     print(f"params.yaml: scale {scale}")
 
 
+@app.command(rich_help_panel=PEOPLE)
+def claims(
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...; an interval needs at least 2.")] = 3,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of each training; by default train.stage1's.")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="Only this arm; may be given again.")] = None,
+) -> None:
+    """Try the paper's claims about its arms: train, sample and judge each at some seeds; reports/claims.md."""
+    from siren import config, stages
+
+    stages.claims(range(seeds), config.load(), steps, arm or ())
+
+
 @track.command()
 def flush(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for a store that does not answer.")] = 120.0,

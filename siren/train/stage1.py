@@ -125,7 +125,11 @@ def train_stage1(
 def validate(
     transformer: ResidualTransformer, tokens: Tokens, crop_frames: int, batch_size: int, device: str
 ) -> dict[str, float]:
-    """Cross entropy of each owned codebook over all validation pairs, first valid crop of each."""
+    """Cross entropy of each owned codebook over all validation pairs, first valid crop of each; mean, last over first.
+
+    The last two are the paper's Loss Mean and Loss Ratio (Table 5) where the transformer owns all codebooks; those of
+    several transformers are in `siren.evaluate.analyze.convergence`.
+    """
     transformer.eval()
     total, count = torch.zeros(transformer.group), 0
     for begin in range(0, len(tokens), batch_size):
@@ -137,7 +141,9 @@ def validate(
         losses = cross_entropy(transformer(codes, states, mask), transformer.targets(codes))
         total, count = total + losses.cpu() * len(rows), count + len(rows)
     transformer.train()
-    return _named("val_loss", transformer, total / max(1, count)) | {"val_loss": (total / max(1, count)).mean().item()}
+    losses = total / max(1, count)
+    balance = {"val_loss": losses.mean().item(), "val_loss_ratio": (losses[-1] / losses[0]).item()}
+    return _named("val_loss", transformer, losses) | balance
 
 
 def _named(name: str, transformer: ResidualTransformer, losses: Tensor) -> dict[str, float]:
