@@ -11,7 +11,7 @@ from siren.encode.tokens import Tokens
 from siren.model import arms
 from siren.model.transformer import ResidualTransformer
 from siren.train.loop import Checkpoint, learning_rate
-from siren.train.stage1 import Batches, train_stage1
+from siren.train.stage1 import Batches, train_stage1, validate
 from tests.model import builders
 
 TRAINING = Training(
@@ -144,6 +144,14 @@ def test_golden_losses_of_ten_steps(arm):
     settings = dataclasses.replace(SETTINGS, text_dropout=0.0, history_dropout=0.0)
     losses = [metrics["loss"] for _, metrics in run(transformer(arm), settings)][:10]
     np.testing.assert_allclose(losses, GOLDEN[arm], rtol=2e-5)
+
+
+def test_validation_says_the_mean_and_the_ratio_of_last_over_first():
+    model = transformer("single")
+    found = validate(model, tokens(6), 7, 4, "cpu")
+    losses = [found[f"val_loss_codebook_{k}"] for k in range(6)]
+    assert found["val_loss"] == pytest.approx(np.mean(losses))
+    assert found["val_loss_ratio"] == pytest.approx(losses[5] / losses[0])
 
 
 def test_batches_do_not_depend_on_what_was_asked_before():
