@@ -148,7 +148,8 @@ def _trained(model: Model, k: int, seed: int, world: World, folder: Path, identi
         world.device,
     )
     save_transformer(done, transformer, dict(world.made_with))
-    curve.write(folder / f"{k}.csv")
+    curve.write(folder / f"{k}.partial")
+    os.replace(folder / f"{k}.partial", folder / f"{k}.csv")
     checkpoint.clear()
     return transformer
 
