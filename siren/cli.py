@@ -165,11 +165,13 @@ def _compose(scale: str, overrides: list[str], path: Path) -> "Config":
     from siren import config
 
     conf = Path("conf").resolve()
-    scales = sorted(p.stem for p in (conf / "scale").glob("*.yaml"))
-    if scale not in scales:
-        near = difflib.get_close_matches(scale, scales, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(scales) or 'none here'}"
-        raise ValueError(f"no scale {scale!r} in {conf / 'scale'}; {hint}")
+    chosen = [("scale", scale), *(tuple(o.split("=", 1)) for o in overrides or [] if o.startswith("model="))]
+    for group, name in chosen:
+        names = sorted(p.stem for p in (conf / group).glob("*.yaml"))
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names) or 'none here'}"
+            raise ValueError(f"no {group} {name!r} in {conf / group}; {hint}")
     from dvc.utils.hydra import compose_and_dump
 
     compose_and_dump(path, str(conf), None, "config", "", [f"scale={scale}", *overrides])
@@ -238,6 +240,18 @@ def export_checkpoint(
     from siren.tracking import registry
 
     print(stages.export_checkpoint(registry.open_bundle(model)[0], out))
+
+
+@app.command(rich_help_panel=PEOPLE)
+def claims(
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...; an interval needs at least 2.")] = 3,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of each training; by default train.stage1's.")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="Only this arm; may be given again.")] = None,
+) -> None:
+    """Try the paper's claims about its arms: train, sample and judge each at some seeds; reports/claims.md."""
+    from siren import config, stages
+
+    stages.claims(range(seeds), config.load(), steps, arm or ())
 
 
 @track.command()

@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -202,6 +202,9 @@ class Model:
     normalise_codes: bool  # scale each codebook's latents to RMS 1: needed by small codecs, off for published ones
     residual_start: Literal["prompt", "learned"]
     ffn_multiplier: float | None = None  # of the width of SwiGLU; set by some published checkpoints, else not needed
+    # The arms of the paper's tables (`siren.model.arms`). Models saved before these keys existed are the default.
+    residual_condition: Literal["accumulated", "previous", "none"] = "accumulated"
+    codebook_pattern: Literal["parallel", "delay"] = "parallel"
 
     def __post_init__(self) -> None:
         right = tuple(range(len(self.transformers)))
@@ -216,6 +219,18 @@ class Model:
         )
         require(self.dim % 2 == 0, f"model.dim is {self.dim}; sinusoidal positions need an even width")
         require(0 <= self.dropout < 1, f"model.dropout is {self.dropout}; it lies in [0, 1)")
+        require(self.main_layers >= 1, f"model.main_layers is {self.main_layers}; at least 1 is needed")
+        unconditioned = self.residual_condition == "none"
+        require(
+            (self.decoder_layers == 0) == unconditioned and self.decoder_layers >= 0,
+            f"model.decoder_layers is {self.decoder_layers} with residual_condition {self.residual_condition!r}; "
+            + ("without a condition there is no residual decoder: 0" if unconditioned else "at least 1 is needed"),
+        )
+        require(
+            unconditioned or self.codebook_pattern == "parallel",
+            f"model.codebook_pattern is {self.codebook_pattern!r} with residual_condition {self.residual_condition!r}; "
+            "delayed codes of one step belong to different frames, so the condition has to be 'none'",
+        )
 
 
 @dataclass(frozen=True)
@@ -337,8 +352,16 @@ class Config:
     train: Train
     align: Align
     evaluate: Evaluate
+    arms: dict[str, Any] = field(default_factory=dict)  # sizes of the arms at this scale, for conf/model to refer to
 
     def __post_init__(self) -> None:
+        count = len(self.model.transformers)
+        codebooks = self.networks.codec.architecture.get("num_codebooks", count)
+        require(
+            codebooks % count == 0,
+            f"model.transformers are {count}, and networks.codec.architecture.num_codebooks is {codebooks}: "
+            f"{codebooks} codebooks cannot be shared out evenly among {count} transformers",
+        )
         guidance = self.evaluate.sample.sampling.guidance
         require(
             guidance in (None, 1.0) or self.train.stage1.text_dropout > 0,
@@ -393,7 +416,7 @@ def _parse_dataclass(kind: type, value: Any, where: str) -> Any:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
             raise ConfigError(f"unknown key {'.'.join(filter(None, [where, str(key)]))!r}; {hint}")
-    needed = [f.name for f in fields(kind) if f.default is dataclasses.MISSING]
+    needed = [f.name for f in fields(kind) if f.default is f.default_factory is dataclasses.MISSING]
     for key in needed:
         require(key in value, f"missing key {'.'.join(filter(None, [where, key]))!r}")
     items = {k: parse(hints[k], v, ".".join(filter(None, [where, k]))) for k, v in value.items()}

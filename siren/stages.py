@@ -7,7 +7,7 @@ each process loads only what it uses.
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
@@ -368,11 +368,15 @@ def _write_samples(config: Config, prompts: Any, arms: dict[str, Any], sample_ra
     for arm, wavs in arms.items():
         for name, wav in zip(prompts.ids, wavs, strict=True):
             write(SAMPLES / arm / f"{name}.wav", wav, sample_rate)
-    columns = zip(prompts.ids, prompts.captions, prompts.labels, prompts.relations, strict=True)
-    rows = [{"id": i, "caption": c, "labels": labels, "relation": r} for i, c, labels, r in columns]
     settings = config.evaluate.sample
     listing = {"arms": list(arms), "sampling": to_dict(settings.sampling), "candidates": settings.candidates}
-    (SAMPLES / "samples.json").write_text(json.dumps({**listing, "prompts": rows}, indent=1) + "\n")
+    (SAMPLES / "samples.json").write_text(json.dumps({**listing, "prompts": _rows(prompts)}, indent=1) + "\n")
+
+
+def _rows(prompts: Any) -> list[dict[str, Any]]:
+    """Prompts of token shards as the evaluation takes them."""
+    columns = zip(prompts.ids, prompts.captions, prompts.labels, prompts.relations, strict=True)
+    return [{"id": i, "caption": c, "labels": labels, "relation": r} for i, c, labels, r in columns]
 
 
 def analyze(config: Config) -> None:
@@ -417,6 +421,7 @@ def evaluate(config: Config) -> None:
         measured = measure(
             arms, prompts, real, judges, *others, settings, config.seed, rate, device, _network_names(config)
         )
+        measured.metrics["arms"]["stage1"] |= _balance(config)
         (REPORTS / "metrics.json").write_text(json.dumps(measured.metrics, indent=1, sort_keys=True) + "\n")
         (REPORTS / "confusion.csv").write_text(charts.confusion_csv(measured.clips))
         chosen = choose(prompts, config.evaluate.sample.report_clips)
@@ -428,6 +433,17 @@ def evaluate(config: Config) -> None:
             run.figure(name, figure)
         for prompt, arm in ((p, a) for p in chosen[:4] for a in PLAYED if a in sounds):
             run.audio(f"{prompt['id']}/{arm}", sounds[arm][prompt["id"]], rate)
+
+
+def _balance(config: Config) -> dict[str, float]:
+    """The paper's Loss Mean and Loss Ratio of stage 1 (Table 5), from its curves; nothing where one is missing."""
+    from siren.evaluate import analyze, charts
+    from siren.evaluate.records import Records
+
+    records = Records()  # what is missing here is named by the page
+    curves = _curves([f"stage1-{k}" for k in config.model.transformers], records)
+    found = None if records.missing else analyze.convergence(charts.codebook_losses(curves.values()))
+    return {} if found is None else {"loss_mean": round(found["mean"], 6), "loss_ratio": round(found["ratio"], 6)}
 
 
 def _write_page(config: Config, measured: Any, chosen: Any, sounds: Any, listing: dict[str, Any]) -> None:
@@ -501,7 +517,7 @@ def _network_names(config: Config) -> dict[str, str]:
     return {kind: f"{kind}-{config.scale}" if ours[kind] else Path(n.weights or "").stem for kind, n in chosen.items()}
 
 
-def _recordings(ids: list[str]) -> Any:
+def _recordings(ids: Sequence[str]) -> Any:
     """The real clips of these ids, float32 [N, S]. Raises ValueError for an id that no segment has."""
     from siren import shards
 
@@ -532,6 +548,84 @@ def _through_codec(codec: Any, wavs: Any, batch_size: int, device: str) -> Any:
             batch = torch.from_numpy(wavs[start : start + batch_size]).to(device)
             parts.append(codec.decode(codec.encode(batch))[:, : wavs.shape[1]].cpu().numpy())
     return np.concatenate(parts)
+
+
+def claims(seeds: Sequence[int], config: Config, steps: int | None = None, only: Sequence[str] = ()) -> None:
+    """The paper's claims about its arms: trains and judges each arm at each seed; reports/claims.json and claims.md.
+
+    Not a stage: nothing depends on it, and it costs as much as many of them. Finished arms are kept in .siren/claims.
+    """
+    import dataclasses
+
+    from siren.encode.tokens import read_tokens
+    from siren.evaluate import claims as tried
+    from siren.networks import codec as codecs
+
+    device, stage1 = _device(), config.train.stage1
+    if steps is not None:
+        warmup = min(stage1.training.warmup_steps, steps - 1)
+        stage1 = dataclasses.replace(
+            stage1, training=dataclasses.replace(stage1.training, steps=steps, warmup_steps=warmup)
+        )
+    codec = codecs.load(MODELS / "codec", device)
+    tokens, validation = (read_tokens(TOKENS, split, codec.fingerprint()) for split in ("stage1", "val"))
+    hear, heard_with = _judged(config, codec, device)
+    world = tried.World(
+        config.model,
+        stage1,
+        codec.tables().to("cpu"),
+        tokens,
+        validation,
+        _made_with("stage1", "val"),
+        _frames(config.filter.score.crop_seconds, codec),
+        device,
+        hear,
+        heard_with,
+    )
+    about = {"scale": config.scale, "steps": stage1.training.steps, "batch": stage1.training.batch_size}
+    about |= {"pairs": len(tokens), "held-out pairs": len(validation)}
+    results: list[tried.Result] = []
+    for result in tried.run(only or tried.needed(), seeds, world, Path(".siren/claims")):
+        results.append(result)  # the report so far is written at once: a run that is stopped leaves what it has
+        found = tried.report(results, about)
+        _write_report("claims.json", found)
+        (REPORTS / "claims.md").write_text(tried.markdown(found), encoding="utf-8")
+    print((REPORTS / "claims.md").read_text(encoding="utf-8"))
+
+
+def _judged(config: Config, codec: Any, device: str) -> tuple[Any, dict[str, Any]]:
+    """How `claims` makes and judges a model's clips, and all that this depends on; (None, {}) without judges."""
+    import dataclasses
+
+    from siren.encode.tokens import read_tokens
+    from siren.evaluate import goals
+    from siren.evaluate.evaluate import evaluate as measure
+    from siren.generate.offline import sample_tokens
+    from siren.networks import clap, imagebind, judge
+    from siren.randomness import item_seed
+
+    folders = [*(MODELS / "judge" / role for role in EARS.values()), MODELS / "clap", MODELS / "imagebind"]
+    if absent := [folder for folder in folders if not (folder / "config.json").is_file()]:
+        print(f"claims: no {absent[0]}; losses are compared, sounds are not")
+        return None, {}
+    prompts = read_tokens(TOKENS, "test", codec.fingerprint())
+    real, frames = _recordings(prompts.ids), _frames(config.audio.segment_seconds, codec)
+    judges = {kind: judge.load(MODELS / "judge" / role, device) for kind, role in EARS.items()}
+    others = clap.load(MODELS / "clap", device), imagebind.load(MODELS / "imagebind", device)
+    settings = dataclasses.replace(config.evaluate.evaluate, bootstrap=1)  # the intervals here are over seeds
+
+    def hear(name: str, model: Any, seed: int) -> dict[str, float]:
+        seeds = [item_seed(seed, "sample", prompt, 0) for prompt in prompts.ids]
+        wavs = sample_tokens(model, codec, prompts, seeds, frames, config.evaluate.sample, f"{name} {seed}")
+        rate, named = config.audio.sample_rate, _network_names(config)
+        found = measure({"stage1": wavs}, _rows(prompts), real, judges, *others, settings, seed, rate, device, named)
+        entries = {
+            m: goals.find(found.metrics["arms"]["stage1"], m) for m in ("fd", "fad", "event_accuracy", "both_heard")
+        }
+        return {m: entry["value"] for m, entry in entries.items() if entry is not None}
+
+    sampling = to_dict(config.evaluate.sample.sampling)
+    return hear, {"sampling": sampling, "networks": _hashes(folders), **_made_with("test")}
 
 
 def register(config: Config) -> None:

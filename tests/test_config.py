@@ -12,11 +12,11 @@ from siren.config import ConfigError
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def compose(scale: str, tmp_path: Path) -> Path:
+def compose(scale: str, tmp_path: Path, *overrides: str) -> Path:
     from dvc.utils.hydra import compose_and_dump
 
     path = tmp_path / "params.yaml"
-    compose_and_dump(str(path), str(ROOT / "conf"), None, "config", "", [f"scale={scale}"])
+    compose_and_dump(str(path), str(ROOT / "conf"), None, "config", "", [f"scale={scale}", *overrides])
     return path
 
 

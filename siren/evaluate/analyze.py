@@ -202,17 +202,26 @@ def logistic(
 
 
 def convergence(losses: Mapping[int, tuple[Sequence[int], Sequence[float]]]) -> dict[str, Any] | None:
-    """Final validation loss of each codebook, their mean, and last over first (Loss Ratio, Table 5). None for {}."""
+    """Validation loss of each codebook in the end; Loss Mean and Loss Ratio as the paper defines them. None for {}.
+
+    `mean` is the smallest average over codebooks of all evaluations, `ratio` the last codebook's loss over the first's
+    at that evaluation (section 5.3, Table 5). Transformers are trained apart, so evaluations are matched by their step.
+    """
     if not losses:
         return None
-    final = {k: float(losses[k][1][-1]) for k in sorted(losses)}
-    values = list(final.values())
+    curves = {k: dict(zip(*losses[k], strict=True)) for k in sorted(losses)}
+    steps = sorted(set.intersection(*(set(curve) for curve in curves.values())))
+    if not steps:
+        raise ValueError("the codebooks' losses have no step in common; train all transformers by the same settings")
+    means = {step: float(np.mean([curve[step] for curve in curves.values()])) for step in steps}
+    best = min(steps, key=lambda step: means[step])
+    at_best = [curve[best] for curve in curves.values()]
     return {
-        "codebooks": list(final),
-        "final": values,
-        "mean": float(np.mean(values)),
-        "ratio": values[-1] / values[0],
-        "curves": {str(k): [list(map(int, losses[k][0])), list(map(float, losses[k][1]))] for k in final},
+        "codebooks": list(curves),
+        "final": [float(losses[k][1][-1]) for k in curves],
+        "mean": means[best],
+        "ratio": float(at_best[-1] / at_best[0]),
+        "curves": {str(k): [list(map(int, losses[k][0])), list(map(float, losses[k][1]))] for k in curves},
     }
 
 

@@ -75,8 +75,9 @@ def training_charts(curves: Mapping[str, Curve]) -> list[dict[str, str]]:
     if validation:
         series = {f"codebook {k}": points for k, points in sorted(validation.items())}
         figure = figures.curves(series, "step", "validation loss (nats)", ordered=True)
-        last = [points[1][-1] for _, points in sorted(validation.items())]
-        text = f"Mean at the end {np.mean(last):.2f}, loss ratio (last over first codebook) {last[-1] / last[0]:.2f}."
+        found = analyze.convergence(validation)
+        assert found is not None
+        text = f"Loss mean {found['mean']:.2f}, loss ratio (last over first codebook) {found['ratio']:.2f}."
         charts.append(_chart("Stage 1, held-out clips", figure, text))
     return charts + _align_charts(curves.get("align", {}))
 

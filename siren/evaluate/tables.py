@@ -47,6 +47,8 @@ ROWS = (
     Row("is", "Inception score", "higher"),
     Row("clap", "CLAP score", "higher"),
     Row("imagebind", "ImageBind score (reward)", "higher", goal="> stage 1"),
+    Row("loss_mean", "Loss mean (nats, held out)", "lower"),
+    Row("loss_ratio", "Loss ratio (last codebook over first)", "lower"),
     Row("silent_clips", "Silent clips"),
 )
 

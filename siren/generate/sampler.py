@@ -1,8 +1,10 @@
-"""Sampling: frame by frame, all temporal paths first, then the residual decoders in order, code by code.
+"""Sampling: step by step, all temporal paths first, then the residual decoders in order, code by code.
 
 The temporal paths of a frame depend on earlier frames only, so they could run together; the decoders cannot, because
 each code conditions the next. Keys and values of the text are made once, those of the frames and of the decoder are
 kept in preallocated caches, and the chain codebook → out-projection → projector is one lookup in a folded table.
+A step is a frame, or with delayed codebooks a diagonal of frames: T frames then take T + K - 1 steps, and a clip's end
+depends on its length, because the first codebooks end before the last.
 `sample` gives the same distribution as `ResidualTransformer.forward` gives under teacher forcing (tested).
 """
 
@@ -52,37 +54,43 @@ def guide(conditioned: Tensor, null: Tensor, guidance: float) -> Tensor:
 class Stream:
     """One transformer while it samples: its text, its folded tables and its caches."""
 
-    def __init__(self, transformer: ResidualTransformer, text: Text, batch: int, num_frames: int):
+    def __init__(self, transformer: ResidualTransformer, text: Text, batch: int, num_steps: int):
         self.transformer, self.text = transformer, text
         self.tables = transformer.codebooks.tables()
         config = transformer.config
         head_dim = config.dim // config.num_heads
+        self.accumulated = config.residual_condition == "accumulated"
 
         def cache(length: int) -> KeyValueCache:
             return KeyValueCache(batch, config.num_kv_heads, length, head_dim, self.tables)
 
-        self.frames = [cache(num_frames) for _ in transformer.temporal]
+        self.frames = [cache(num_steps) for _ in transformer.temporal]
         self.inside = [cache(transformer.group + 1) for _ in transformer.decoder]
         self.next_input = transformer.start.expand(batch, 1, -1)
+        self.blank = self.tables.new_zeros(batch, config.dim)
 
-    def embed(self, k: int, codes: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
-        return self.tables[k][codes]
-
-    def advance(self) -> Float[Tensor, "B 1 D"]:
-        """The temporal path of the next frame."""
-        return self.transformer.temporal_path(self.next_input, self.text, self.frames)
-
-    def begin(self, hidden: Float[Tensor, "B 1 D"], below: Float[Tensor, "B D"]) -> Float[Tensor, "B V"]:
-        """Open the frame for the residual decoder → logits of the first owned codebook."""
+    def advance(self) -> None:
+        """The temporal path of the next step, which then awaits its codes."""
+        self.hidden = self.transformer.temporal_path(self.next_input, self.text, self.frames)
+        self.sum = self.last = self.blank
         for cache in self.inside:
             cache.length = 0
-        z = torch.cat([hidden, (self.text.start + below)[:, None]], dim=1)
-        out = self.transformer.residual_decoder(z, self.inside, skip=1)
-        return out[:, -1] @ self.transformer.heads[0].T
 
-    def extend(self, below: Float[Tensor, "B D"], j: int) -> Float[Tensor, "B V"]:
+    def take(self, k: int, codes: Int[Tensor, " B"] | None) -> None:
+        """Note the code of codebook k, whoever owns it; None where a delayed codebook has no frame in this step."""
+        self.last = (
+            self.transformer.codebooks.absent[k].expand_as(self.blank) if codes is None else self.tables[k][codes]
+        )
+        self.sum = self.sum + self.last
+
+    def logits(self, j: int) -> Float[Tensor, "B V"]:
         """Logits of owned codebook j, once the codes below it are known."""
-        out = self.transformer.residual_decoder((self.text.start + below)[:, None], self.inside)
+        if self.text.start is None:
+            return self.hidden[:, -1] @ self.transformer.heads[j].T
+        told = (self.text.start + (self.sum if self.accumulated else self.last))[:, None]
+        if j == 0:
+            told = torch.cat([self.hidden, told], dim=1)
+        out = self.transformer.residual_decoder(told, self.inside, skip=1 if j == 0 else 0)
         return out[:, -1] @ self.transformer.heads[j].T
 
 
@@ -109,7 +117,9 @@ def sample(
     guided = guidance != 1.0
     if guided:
         states, mask = _with_null(model, states, mask)
-    streams = [Stream(t, t.read_text(states, mask), states.shape[0], num_frames) for t in _transformers(model)]
+    delays = model[0].codebooks.delays
+    steps = num_frames + max(delays)
+    streams = [Stream(t, t.read_text(states, mask), states.shape[0], steps) for t in _transformers(model)]
     numbers = uniforms(seeds, num_frames, model.num_codebooks).to(device)
     codes = torch.zeros(batch, model.num_codebooks, num_frames, dtype=torch.long, device=device)
     log_probs = torch.zeros(batch, model.num_codebooks, num_frames, device=device)
@@ -124,18 +134,18 @@ def sample(
         log_probs[:, k, t] = kept.gather(-1, code[:, None])[:, 0]
         return code.repeat(2) if guided else code
 
-    for t in progress(range(num_frames)):
-        hidden = [stream.advance() for stream in streams]
-        below = [stream.text.start.new_zeros(stream.text.start.shape) for stream in streams]
-        for stream, h in zip(streams, hidden, strict=True):
-            first = stream.transformer.first
-            for j in range(stream.transformer.group):
-                own = below[stream.transformer.index]
-                logits = stream.begin(h, own) if j == 0 else stream.extend(own, j)
-                code = choose(logits, first + j, t)
-                below = [b + s.embed(first + j, code) for b, s in zip(below, streams, strict=True)]
-        for stream, everything in zip(streams, below, strict=True):
-            stream.next_input = everything[:, None]
+    for step in progress(range(steps)):
+        for stream in streams:
+            stream.advance()
+        for owner in streams:
+            for j in range(owner.transformer.group):
+                k = owner.transformer.first + j
+                t = step - delays[k]
+                code = choose(owner.logits(j), k, t) if 0 <= t < num_frames else None
+                for stream in streams:
+                    stream.take(k, code)
+        for stream in streams:
+            stream.next_input = stream.sum[:, None]
     return Rollout(codes, log_probs)
 
 

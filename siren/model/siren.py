@@ -30,7 +30,7 @@ class Siren(nn.Module):
 
     @property
     def max_frames(self) -> int:
-        return self[0].config.max_frames
+        return self[0].max_frames
 
     def __getitem__(self, index: int) -> ResidualTransformer:
         transformer = self.transformers[index]

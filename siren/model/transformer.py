@@ -9,6 +9,13 @@ codebooks, a temporal path F over frames, a residual decoder R inside a frame, a
     logits of codebook first + j at frame t: head_j(norm(R(z[t])))[j + 1]
 
 R's start is the projected mean text state (`prompt`, as the authors published) or a learned vector (`learned`, Eq. 5).
+
+The paper's other arms (Tables 3 to 6; named in `siren.model.arms`) are settings of the same class:
+
+    residual_condition previous   z[t] = [h[t], start + E_{first-1}, start + E_first, …]: the code below, not their sum
+    residual_condition none       no R: logits of codebook k at frame t are head_k(h[t])            (Eq. 3, AudioGen)
+    codebook_pattern delay        none, and codebook k runs k steps behind: head_k(h[t + k])         (MusicGen)
+    one transformer               owns all codebooks, with any of these
 """
 
 from dataclasses import dataclass
@@ -19,7 +26,7 @@ from torch import Tensor, nn
 
 from siren.config import Model
 from siren.model.blocks import Block, CrossBlock, KeyValueCache, RMSNorm, feed_forward_width, positions
-from siren.model.codebooks import Codebooks, CodecTables
+from siren.model.codebooks import Codebooks, CodecTables, undelay
 from siren.shapes import Bool, Float, Int
 
 
@@ -29,7 +36,7 @@ class Text:
 
     keys_values: list[tuple[Tensor, Tensor]]
     mask: Bool[Tensor, "B 1 1 L"]
-    start: Float[Tensor, "B D"]
+    start: Float[Tensor, "B D"] | None  # None where there is no R
 
 
 class ResidualTransformer(nn.Module):
@@ -47,11 +54,13 @@ class ResidualTransformer(nn.Module):
         self.config, self.text_width = config, text_width
         dim = config.dim
         tables = tables.normalised() if config.normalise_codes else tables
-        self.codebooks = Codebooks(tables, dim, config.init_std)
+        self.codebooks = Codebooks(tables, dim, config.init_std, config.codebook_pattern)
+        self.delays = self.codebooks.delays[self.first : self.first + self.group]  # of the owned codebooks
         self.start = nn.Parameter(torch.zeros(dim))
-        if config.residual_start == "prompt":
+        self.conditioned = config.residual_condition != "none"
+        if self.conditioned and config.residual_start == "prompt":
             self.prompt_summary = nn.Linear(text_width, dim)
-        else:
+        elif self.conditioned:
             self.residual_start = nn.Parameter(torch.zeros(dim))
         shape = (dim, config.num_heads, config.num_kv_heads)
         hidden = feed_forward_width(dim, config.ffn_multiple_of, config.ffn_multiplier)
@@ -59,7 +68,8 @@ class ResidualTransformer(nn.Module):
         self.temporal = nn.ModuleList(CrossBlock(*shape, text_width, *rest) for _ in range(config.main_layers))
         self.temporal_norm = RMSNorm(dim, config.norm_eps)
         self.decoder = nn.ModuleList(Block(*shape, *rest) for _ in range(config.decoder_layers))
-        self.decoder_norm = RMSNorm(dim, config.norm_eps)
+        if self.conditioned:
+            self.decoder_norm = RMSNorm(dim, config.norm_eps)
         self.heads = nn.Parameter(torch.zeros(self.group, tables.codebook_size, dim))
         table = positions(max(config.max_frames, self.group + 1), dim)
         self.register_buffer("frame_positions", table, persistent=False)
@@ -72,10 +82,10 @@ class ResidualTransformer(nn.Module):
                 nn.init.normal_(module.weight, std=std)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for vector in [self.start, self.heads] + (
-            [self.residual_start] if self.config.residual_start == "learned" else []
-        ):
-            nn.init.normal_(vector, std=std)
+        own = dict(self.named_parameters(recurse=False))
+        for name in ("start", "heads", "residual_start"):
+            if name in own:
+                nn.init.normal_(own[name], std=std)
 
     def read_text(self, states: Float[Tensor, "B L P"], mask: Bool[Tensor, "B L"]) -> Text:
         """Project the text once: keys and values of every block, and the start of the residual decoder.
@@ -91,10 +101,11 @@ class ResidualTransformer(nn.Module):
                 "shorten the prompt"
             )
         keys_values = [block.keys_values(states) for block in self._temporal_blocks()]
-        if self.config.residual_start == "prompt":
+        start = None
+        if self.conditioned and self.config.residual_start == "prompt":
             weights = mask.to(states.dtype)[..., None]
             start = self.prompt_summary((states * weights).sum(1) / weights.sum(1).clamp_min(1.0))
-        else:
+        elif self.conditioned:
             start = self.residual_start.expand(states.shape[0], -1)
         return Text(keys_values, mask[:, None, None], start)
 
@@ -137,27 +148,36 @@ class ResidualTransformer(nn.Module):
         states: Float[Tensor, "B L P"],
         mask: Bool[Tensor, "B L"],
         heard: Bool[Tensor, "B T"] | None = None,
-    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B N T V"]]:
-        """States of the temporal path, and logits; code j of frame t has seen what sampling has seen.
+    ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "B N T V"]]:
+        """States of the temporal path (S steps, T unless codebooks are delayed), and logits; code j of frame t has seen
+        what sampling has seen.
 
         Frames that are not `heard` are blank in the temporal input (training only, see `Stage1.history_dropout`).
         Raises ValueError for codes, lengths or text states that the model has no table for.
         """
         batch, _, frames = codes.shape
-        if frames > self.config.max_frames:
-            raise ValueError(
-                f"{frames} frames; this model's positions end at {self.config.max_frames} (model.max_frames)"
-            )
-        text = self.read_text(states, mask)
-        everything, accumulated = self.codebooks.embed(self.codebooks.gather(codes), self.first, self.group)
+        if frames > self.max_frames:
+            raise ValueError(f"{frames} frames; this model's positions end at {self.max_frames} (model.max_frames)")
+        text, rows = self.read_text(states, mask), self.codebooks.gather(codes)
+        everything, told = self.codebooks.embed(rows, self.first, self.group, self.config.residual_condition)
         if heard is not None:
+            extra = everything.shape[1] - frames  # steps that end the delayed codebooks are as blank as the last frame
+            heard = torch.cat([heard, heard[:, -1:].expand(-1, extra)], dim=1)
             everything = everything * heard[..., None]
         x = torch.cat([self.start.expand(batch, 1, -1), everything[:, :-1]], dim=1)
         hidden = self.temporal_path(x, text)
-        slots = [hidden] + [text.start[:, None] + a for a in accumulated]
+        if text.start is None:
+            logits = torch.einsum("bsd,nvd->bsnv", hidden, self.heads)
+            return hidden, undelay(logits, self.delays, frames).transpose(1, 2)
+        slots = [hidden] + [text.start[:, None] + below for below in told]
         z = self.residual_decoder(torch.stack(slots, dim=2).flatten(0, 1), skip=1)  # [B·T, N, D]
         logits = torch.einsum("bnd,nvd->bnv", z, self.heads)
         return hidden, logits.unflatten(0, (batch, frames)).transpose(1, 2)
+
+    @property
+    def max_frames(self) -> int:
+        """The longest clip that the table of positions allows, in frames."""
+        return self.config.max_frames - max(self.codebooks.delays)
 
     def null_text(self, batch: int, width: int) -> tuple[Tensor, Tensor]:
         """The condition that stands for "no text": one all-zero state. ([B, 1, P], [B, 1])"""

@@ -135,8 +135,8 @@ def train_stage1(
     device: str = "cpu",
     ranks: Ranks = ALONE,
 ) -> dict[str, float]:
-    """Train in place → final figures. Raises FloatingPointError on a loss or gradient that is not finite, and ValueError
-    at once for a crop or a text that the model has no table for.
+    """Train in place → final figures. Raises FloatingPointError on a loss or gradient that is not finite, and
+    ValueError at once for a crop or a text that the model has no table for.
 
     Logged: loss, learning rate, gradient norm; loss of each owned codebook in training and validation (nats); in
     validation also what the text gains; figures of L_rr on every batch that it was applied to.
@@ -261,8 +261,10 @@ def validate(
     device: str = "cpu",
     ranks: Ranks = ALONE,
 ) -> dict[str, float]:
-    """Cross entropy of each owned codebook over all validation pairs, first valid crop of each; and the text's gain.
+    """Cross entropy of each owned codebook over all validation pairs, first valid crop of each; mean, last over first.
 
+    The last two are the paper's Loss Mean and Loss Ratio (Table 5) where the transformer owns all codebooks; those of
+    several transformers are in `siren.evaluate.analyze.convergence`.
     val_text_gain: how much higher the loss is when each clip is given another one's text, in nats. Early in a training
     it says whether the text is heeded at all, long before sounds do. Each process takes its share of the batches.
     """
@@ -281,8 +283,9 @@ def validate(
     transformer.train()
     sums = ranks.mean(sums)
     means = (sums[:-1] / sums[-1].clamp_min(1e-9)).cpu()
-    whole = {"val_loss": means[:-1].mean().item(), "val_text_gain": means[-1].item()}
-    return _named("val_loss", transformer, means[:-1]) | whole
+    own = means[:-1]
+    whole = {"val_loss": own.mean(), "val_loss_ratio": own[-1] / own[0], "val_text_gain": means[-1]}
+    return _named("val_loss", transformer, own) | {name: value.item() for name, value in whole.items()}
 
 
 def _named(name: str, transformer: ResidualTransformer, losses: Tensor) -> dict[str, float]:

@@ -132,6 +132,14 @@ def test_loss_ratio_is_last_codebook_over_first() -> None:
     assert (measured["final"], measured["mean"], measured["ratio"]) == ([2.0, 4.0], 3.0, 2.0)
 
 
+def test_loss_mean_is_the_smallest_average_of_all_evaluations() -> None:
+    measured = analyze.convergence({0: ([0, 10, 20], [5.0, 2.0, 2.5]), 1: ([0, 10, 20], [5.0, 3.0, 3.0])})
+    assert measured is not None
+    assert (measured["mean"], measured["ratio"], measured["final"]) == (2.5, 1.5, [2.5, 3.0])
+    with pytest.raises(ValueError, match="no step in common"):
+        analyze.convergence({0: ([0], [1.0]), 1: ([1], [1.0])})
+
+
 def test_analysis_without_loss_curves_says_so_with_none() -> None:
     latents = np.random.default_rng(11).normal(size=(2, 12, 8))
     analysis = analyze.analyze(latents, probing(12, 60), probing(13, 30), {})

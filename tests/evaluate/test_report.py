@@ -267,6 +267,18 @@ def test_goals_without_their_figures_stay_open() -> None:
     assert all(goal.value == "not measured" for goal in goals.goals(empty))
 
 
+def test_the_metric_table_has_the_losses_of_stage_1(report: Report) -> None:
+    metrics = {**report.metrics, "arms": {a: dict(figures) for a, figures in report.metrics["arms"].items()}}
+    metrics["arms"]["stage1"] |= {"loss_mean": 2.5, "loss_ratio": 1.25}
+    rows = {row["name"]: row for row in tables.metric_table(metrics)["rows"]}
+    columns = tables.metric_table(metrics)["columns"]
+    for name, value in (("Loss mean (nats, held out)", "2.50"), ("Loss ratio (last codebook over first)", "1.25")):
+        shown = {c: cell["value"] for c, cell in zip(columns, rows[name]["cells"], strict=True)}
+        assert shown == {c: value if c == "Stage 1" else "\u2013" for c in columns}
+    assert tables.summary(metrics)["stage1/loss_ratio"] == 1.25
+    assert "Loss mean (nats, held out)" not in [row["name"] for row in tables.metric_table(report.metrics)["rows"]]
+
+
 def test_the_metric_table_marks_the_best_generated_arm_and_names_the_network(report: Report) -> None:
     assert report.metrics is not None
     table = tables.metric_table(report.metrics)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from siren.config import Sampling
 from siren.generate.sampler import sample, truncate
+from siren.model.arms import ARMS
 from siren.randomness import draw, item_seed, uniforms
 from tests.model import builders
 
@@ -18,9 +19,18 @@ PLAIN = Sampling(temperature=1.0, top_k=None, top_p=None, guidance=None)
 @pytest.mark.parametrize("num_transformers", [1, 2, 3, 6])
 @pytest.mark.parametrize("residual_start", ["prompt", "learned"])
 def test_cached_sampling_has_the_probabilities_of_the_full_forward(num_transformers, residual_start):
-    siren = builders.model(num_transformers, residual_start=residual_start)
+    _check_probabilities(builders.model(num_transformers, residual_start=residual_start))
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_so_it_has_in_every_arm(name):
+    _check_probabilities(builders.arm(name, num_codebooks=12 if name in ("m4", "m12") else 6))
+
+
+def _check_probabilities(siren):
     _, states, mask = builders.batch()
     rollout = sample(siren, states, mask, [1, 2, 3], 9, PLAIN)
+    assert (rollout.log_probs < 0).all()  # every code was drawn: none is left as it was before sampling
     for transformer in siren.transformers:
         with torch.no_grad():
             full = transformer(rollout.codes, states, mask).log_softmax(-1)
@@ -72,6 +82,14 @@ def test_guided_logits_are_the_formula_and_truncated_afterwards():
     expected = truncate(logits, settings).log_softmax(-1).unflatten(0, (3, 5, 6)).transpose(1, 2)
     found = expected.gather(-1, rollout.codes[..., None])[..., 0]
     torch.testing.assert_close(rollout.log_probs, found, atol=1e-4, rtol=0)
+
+
+def test_a_delayed_clip_needs_positions_for_its_last_codebook():
+    siren = builders.arm("delay")
+    _, states, mask = builders.batch()
+    with pytest.raises(ValueError, match="20 frames asked for; this model's positions end at 19"):
+        sample(siren, states, mask, [1, 2, 3], 20, PLAIN)
+    assert sample(siren, states, mask, [1, 2, 3], 19, PLAIN).codes.shape == (3, 6, 19)
 
 
 def test_impossible_requests_are_refused_with_the_numbers():

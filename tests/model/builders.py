@@ -1,6 +1,7 @@
 """Small models for tests."""
 
 from siren.config import Model
+from siren.model import arms
 from siren.model.codebooks import CodecTables
 from siren.model.siren import Siren
 from siren.model.transformer import ResidualTransformer
@@ -42,6 +43,16 @@ def config(num_transformers: int = 3, **changes: object) -> Model:
 def model(num_transformers: int = 3, seed: int = 0, num_codebooks: int = 6, **changes: object) -> Siren:
     torch.manual_seed(seed)
     cfg, t = config(num_transformers, **changes), tables(num_codebooks)
+    return Siren([ResidualTransformer(cfg, t, TEXT_WIDTH, i) for i in cfg.transformers]).eval()
+
+
+WIDTHS = arms.Widths.of(tables(), TEXT_WIDTH)
+
+
+def arm(name: str, seed: int = 0, num_codebooks: int = 6, **changes: object) -> Siren:
+    """An arm of the paper's tables, as wide and deep as `config()`."""
+    torch.manual_seed(seed)
+    cfg, t = arms.arrange(name, config(**changes)), tables(num_codebooks)
     return Siren([ResidualTransformer(cfg, t, TEXT_WIDTH, i) for i in cfg.transformers]).eval()
 
 

@@ -15,6 +15,7 @@ import torch
 
 from siren.config import Stage1, Training
 from siren.encode.tokens import Tokens
+from siren.model import arms
 from siren.model.transformer import ResidualTransformer
 from siren.train.distributed import Ranks
 from siren.train.loop import Checkpoint, learning_rate
@@ -49,17 +50,42 @@ SETTINGS = Stage1(
     validate_every=100,
 )
 EVERYTHING = dataclasses.replace(SETTINGS, similarity_weight=3.0, accumulate=2, ema=0.5)
-GOLDEN = [2.821141, 2.789831, 2.748476, 2.800989, 2.752749, 2.725348, 2.749011, 2.685663, 2.674803, 2.730051]
+GOLDEN = {  # of the transformer in the middle of each arm
+    "siren": [2.821141, 2.789831, 2.748476, 2.800989, 2.752749, 2.725348, 2.749011, 2.685663, 2.674803, 2.730051],
+    "previous": [2.821590, 2.778615, 2.747527, 2.813156, 2.754674, 2.743596, 2.758362, 2.712295, 2.698573, 2.738630],
+    "isolated": [2.799742, 2.779898, 2.739104, 2.758037, 2.766860, 2.701261, 2.753923, 2.699619, 2.666345, 2.698958],
+    "independent": [2.789565, 2.786627, 2.774076, 2.784427, 2.747243, 2.750356, 2.725608, 2.724862, 2.693193, 2.722090],
+    "ar": [2.800652, 2.793345, 2.768653, 2.780651, 2.741839, 2.753027, 2.739731, 2.716460, 2.708735, 2.746230],
+    "single": [2.805597, 2.797732, 2.771321, 2.780160, 2.747185, 2.748256, 2.745198, 2.710501, 2.699466, 2.744480],
+    "single-small": [
+        2.805597,
+        2.797732,
+        2.771321,
+        2.780160,
+        2.747185,
+        2.748256,
+        2.745198,
+        2.710501,
+        2.699466,
+        2.744480,
+    ],
+    "delay": [2.806138, 2.789037, 2.765405, 2.791409, 2.764797, 2.726828, 2.729645, 2.717364, 2.703614, 2.749683],
+    "m2": [2.804197, 2.791403, 2.750278, 2.780662, 2.720790, 2.759544, 2.746849, 2.692279, 2.672692, 2.731651],
+    "m3": [2.821141, 2.789831, 2.748476, 2.800989, 2.752749, 2.725348, 2.749011, 2.685663, 2.674803, 2.730051],
+    "m4": [2.776733, 2.783585, 2.783815, 2.766896, 2.702776, 2.755759, 2.691790, 2.713808, 2.698364, 2.709078],
+    "m6": [2.829171, 2.771833, 2.734077, 2.750549, 2.725520, 2.714816, 2.739833, 2.654416, 2.643009, 2.738468],
+    "m12": [2.807786, 2.768399, 2.778854, 2.745839, 2.681194, 2.720665, 2.638575, 2.723642, 2.690820, 2.680094],
+}
 
 
-def tokens(count: int = 10, frames: int = 9) -> Tokens:
+def tokens(count: int = 10, frames: int = 9, num_codebooks: int = 6) -> Tokens:
     rng = np.random.default_rng(0)
     return Tokens(
         ids=[f"clip-{i}" for i in range(count)],
         captions=[f"sound {i}" for i in range(count)],
         labels=[["a"] for _ in range(count)],
         relations=["one"] * count,
-        codes=rng.integers(16, size=(count, 6, frames)).astype(np.uint16),
+        codes=rng.integers(16, size=(count, num_codebooks, frames)).astype(np.uint16),
         num_frames=np.full(count, frames, np.int32),
         text=[rng.standard_normal((3 + i % 3, builders.TEXT_WIDTH)).astype(np.float16) for i in range(count)],
         crop_offsets=[[0, 2] for _ in range(count)],
@@ -68,14 +94,22 @@ def tokens(count: int = 10, frames: int = 9) -> Tokens:
     )
 
 
-def transformer(**changes) -> ResidualTransformer:
+def transformer(arm: str = "siren", **changes) -> ResidualTransformer:
+    """The transformer in the middle of an arm."""
     torch.manual_seed(3)
-    return ResidualTransformer(builders.config(3, init_std=0.05, **changes), builders.tables(), builders.TEXT_WIDTH, 1)
+    config = arms.arrange(arm, builders.config(3, init_std=0.05, **changes))
+    tables, count = builders.tables(codebooks(arm)), len(config.transformers)
+    return ResidualTransformer(config, tables, builders.TEXT_WIDTH, count // 2)
+
+
+def codebooks(arm: str) -> int:
+    return 12 if arm in ("m4", "m12") else 6
 
 
 def run(model, settings=SETTINGS, checkpoint=None):
-    history = []
-    train_stage1(model, tokens(), tokens(6), settings, 7, 0, lambda step, m: history.append((step, m)), checkpoint)
+    history, num_codebooks = [], model.codebooks.rows.shape[0]
+    train, val = tokens(num_codebooks=num_codebooks), tokens(6, num_codebooks=num_codebooks)
+    train_stage1(model, train, val, settings, 7, 0, lambda step, m: history.append((step, m)), checkpoint)
     return history
 
 
@@ -152,15 +186,21 @@ def test_where_the_pipeline_asks_for_it_a_run_starts_afresh_and_says_so(tmp_path
     assert run(transformer(), checkpoint=Checkpoint(tmp_path, {"seed": 0}))[0][0] == 10  # the first one is still there
 
 
-def test_it_overfits_one_batch():
+GENERATES = [name for name in arms.ARMS if name not in ("isolated", "m12")]  # says the paper (Tables 4 and 6)
+
+
+@pytest.mark.parametrize(
+    "arm", [pytest.param(a, marks=[pytest.mark.slow] * (a[0] == "m" or a == "single-small")) for a in GENERATES]
+)
+def test_it_overfits_one_batch(arm):
     settings = dataclasses.replace(
         SETTINGS,
         text_dropout=0.0,
         history_dropout=0.0,
         training=dataclasses.replace(TRAINING, steps=250, learning_rate=1e-2, batch_size=2, weight_decay=0.0),
     )
-    model = transformer()
-    data = tokens(2, frames=7)
+    model = transformer(arm)
+    data = tokens(2, frames=7, num_codebooks=codebooks(arm))
     data.crop_offsets = [[0], [0]]
     history = []
     train_stage1(model, data, data, settings, 7, 0, lambda step, m: history.append(m["loss"]))
@@ -168,11 +208,20 @@ def test_it_overfits_one_batch():
     assert history[-1] < 0.05
 
 
-def test_golden_losses_of_ten_steps():
+@pytest.mark.parametrize("arm", arms.ARMS)
+def test_golden_losses_of_ten_steps(arm):
     """A refactor leaves these alone; a change explains its difference."""
     settings = dataclasses.replace(SETTINGS, text_dropout=0.0, history_dropout=0.0)
-    losses = [metrics["loss"] for _, metrics in run(transformer(), settings)][:10]
-    np.testing.assert_allclose(losses, GOLDEN, rtol=2e-5)
+    losses = [metrics["loss"] for _, metrics in run(transformer(arm), settings)][:10]
+    np.testing.assert_allclose(losses, GOLDEN[arm], rtol=2e-5)
+
+
+def test_validation_says_the_mean_and_the_ratio_of_last_over_first():
+    model = transformer("single")
+    found = validate(model, tokens(6), 7, SETTINGS)
+    losses = [found[f"val_loss_codebook_{k}"] for k in range(6)]
+    assert found["val_loss"] == pytest.approx(np.mean(losses))
+    assert found["val_loss_ratio"] == pytest.approx(losses[5] / losses[0])
 
 
 def test_batches_do_not_depend_on_what_was_asked_before():

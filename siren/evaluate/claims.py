@@ -1,0 +1,279 @@
+"""The paper's claims about its arms (Tables 3 to 5), tried on the corpus at hand: train, measure, judge, over seeds.
+
+Each (arm, seed) is trained like stage 1, measured on held-out clips, and sampled and judged where there are judges.
+What is finished stays in a folder of its own and is never repeated: a run that was killed continues, in the middle of
+a transformer if need be. A claim names pairs of arms, the better first. Its verdict rests on the differences between
+the two arms of a pair, seed by seed, with a 95 % t interval over seeds: the claim `holds` where the interval lies on
+the claimed side of 0 for every pair, `does not hold` where it lies on the other side for one, and is `not separable
+at this scale` otherwise. The interval speaks of seeds (initialisation, order of data, sampling) on one corpus.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import stdtrit
+
+from siren.config import Model, Stage1, to_dict
+from siren.encode.tokens import Tokens
+from siren.evaluate import analyze, charts
+from siren.evaluate.bootstrap import LEVEL, Interval
+from siren.evaluate.goals import number, percent, signed
+from siren.evaluate.records import read_curve
+from siren.generate.bundle import load_transformer, save_transformer
+from siren.model import arms
+from siren.model.codebooks import CodecTables
+from siren.model.siren import Siren
+from siren.model.transformer import ResidualTransformer
+from siren.progress import track
+from siren.randomness import item_seed
+from siren.train.loop import Checkpoint, Curve, digest
+from siren.train.stage1 import train_stage1
+
+HOLDS, FAILS, OPEN = "holds", "does not hold", "not separable at this scale"
+MEASURES = {  # name → direction in which it is better, and how it is shown
+    "fd": (-1, "FD", number),
+    "fad": (-1, "FAD", number),
+    "event_accuracy": (+1, "event named", percent),
+    "both_heard": (+1, "both events heard", percent),
+    "loss_mean": (-1, "loss mean", number),
+    "loss_ratio": (-1, "loss ratio", number),
+}
+QUALITY = ("fd", "fad", "event_accuracy", "both_heard", "loss_mean")
+Result = Mapping[str, Any]  # arm, seed, parameters, seconds, and the measures
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the paper says; the first of `measures` that was taken gives the verdict, the others are shown beside it."""
+
+    table: str
+    text: str
+    pairs: tuple[tuple[str, str], ...]
+    measures: tuple[str, ...]
+
+
+CLAIMS = (
+    Claim("3", "isolated transformers beat a single one of the same total size", (("siren", "single"),), QUALITY),
+    Claim(
+        "4",
+        "accumulated conditions beat the code below alone, and that beats none",
+        (("siren", "previous"), ("previous", "isolated")),
+        QUALITY,
+    ),
+    Claim(
+        "5",
+        "the loss ratio falls from independent heads to collaboration",
+        (("siren", "independent"),),
+        ("loss_ratio",),
+    ),
+)
+SHOWN = ("ar",)  # an arm of Table 5 that no claim is made of
+
+
+def needed() -> list[str]:
+    """The arms that the claims compare, and those shown beside them."""
+    return list(dict.fromkeys([*(arm for claim in CLAIMS for pair in claim.pairs for arm in pair), *SHOWN]))
+
+
+@dataclass(frozen=True)
+class World:
+    """What every arm is trained on and measured with. `hear` gives the measures of sound; None where no judge is.
+
+    `made_with` and `heard_with` name all inputs that a result depends on beside the settings: a result is found again
+    by them.
+    """
+
+    reference: Model
+    stage1: Stage1
+    tables: CodecTables
+    tokens: Tokens
+    validation: Tokens
+    made_with: Mapping[str, str]
+    crop_frames: int
+    device: str
+    hear: Callable[[str, Siren, int], dict[str, float]] | None = None
+    heard_with: Mapping[str, Any] = field(default_factory=dict)
+
+
+def measure(name: str, seed: int, world: World, place: Path) -> dict[str, Any]:
+    """Train and measure one arm at one seed, or read what an earlier run found. Resumes from `place` after a kill."""
+    widths = arms.Widths.of(world.tables, world.tokens.text_width)
+    model = arms.settings(name, world.reference, widths)
+    recipe = {"model": to_dict(model), "stage1": to_dict(world.stage1), "seed": seed, "inputs": dict(world.made_with)}
+    recipe["crop_frames"] = world.crop_frames
+    folder = place / f"{name}-{seed}-{digest(recipe)}"
+    result = folder / f"result-{digest(dict(world.heard_with))}.json"
+    if result.is_file():
+        return dict(json.loads(result.read_text()))
+    begin = time.monotonic()
+    siren = Siren([_trained(model, k, seed, world, folder, recipe | {"transformer": k}) for k in model.transformers])
+    curves = [read_curve(folder / f"{k}.csv") for k in model.transformers]
+    found = analyze.convergence(charts.codebook_losses(curves))
+    assert found is not None
+    measures = {"loss_mean": found["mean"], "loss_ratio": found["ratio"]}
+    if world.hear is not None:
+        measures |= world.hear(name, siren.to(world.device).eval(), seed)
+    row = {"arm": name, "seed": seed, "parameters": arms.parameters(model, widths), **measures}
+    row["seconds"] = round(time.monotonic() - begin, 1)  # of this run: less where it continued another
+    temporary = result.with_suffix(".partial")
+    temporary.write_text(json.dumps(row, indent=1) + "\n")
+    os.replace(temporary, result)
+    return row
+
+
+def _trained(
+    model: Model, k: int, seed: int, world: World, folder: Path, identity: dict[str, Any]
+) -> ResidualTransformer:
+    """Transformer `k` after stage 1, from the folder where it was finished before."""
+    done, own = folder / str(k), item_seed(seed, f"stage1@{k}")  # the seed that the stage takes
+    if (folder / f"{k}.csv").is_file():  # written last
+        return load_transformer(done)
+    torch.manual_seed(own)
+    transformer = ResidualTransformer(model, world.tables, world.tokens.text_width, k)
+    checkpoint = Checkpoint(folder / "checkpoints" / str(k), identity)
+    curve = Curve(lambda step, metrics: None, checkpoint.folder)
+    train_stage1(
+        transformer,
+        world.tokens,
+        world.validation,
+        world.stage1,
+        world.crop_frames,
+        own,
+        curve,
+        checkpoint,
+        world.device,
+    )
+    save_transformer(done, transformer, dict(world.made_with))
+    curve.write(folder / f"{k}.partial")
+    os.replace(folder / f"{k}.partial", folder / f"{k}.csv")
+    checkpoint.clear()
+    return transformer
+
+
+def run(names: Sequence[str], seeds: Sequence[int], world: World, place: Path) -> Iterator[Result]:
+    """Every arm at every seed, a seed at a time, so that a run cut short compares all arms at the seeds it has.
+
+    Raises ValueError for an arm that there is not or that the codec cannot have, before anything is trained.
+    """
+    for name in names:
+        arms.settings(name, world.reference, arms.Widths.of(world.tables, world.tokens.text_width))
+    pairs = [(seed, name) for seed in seeds for name in names]
+    for seed, name in track(pairs, "claims", len(pairs), unit="arm"):
+        yield measure(name, seed, world, place)
+
+
+def over_seeds(values: Sequence[float]) -> Interval:
+    """Mean with its 95 % t interval; endless for a single value. Raises ValueError for none."""
+    if len(values) == 0:
+        raise ValueError("an interval over seeds needs at least one")
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return Interval(mean, -np.inf, np.inf)
+    half = float(stdtrit(len(values) - 1, 0.5 + LEVEL / 2) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    return Interval(mean, mean - half, mean + half)
+
+
+def judge(claim: Claim, results: Sequence[Result]) -> dict[str, Any] | None:
+    """The claim's verdict by each of its measures; None where no pair of results has one of them."""
+    rows = []
+    for name in claim.measures:
+        differences = [_difference(results, name, *pair) for pair in claim.pairs]
+        if all(difference is not None for difference in differences):
+            pairs = [
+                {"better": a, "worse": b, "difference": d.value, "low": d.low, "high": d.high}
+                for (a, b), d in zip(claim.pairs, differences, strict=True)
+                if d is not None
+            ]
+            rows.append({"measure": name, "verdict": verdict(MEASURES[name][0], differences), "pairs": pairs})
+    if not rows:
+        return None
+    return {"table": claim.table, "claim": claim.text, "verdict": rows[0]["verdict"], "by": rows}
+
+
+def verdict(direction: int, differences: Sequence[Interval | None]) -> str:
+    """Of a claim, from the intervals of (better - worse) of all its pairs."""
+    sides = [int(np.sign(d.value)) * direction if d and d.excludes_zero else 0 for d in differences]
+    return FAILS if -1 in sides else OPEN if 0 in sides else HOLDS
+
+
+def _difference(results: Sequence[Result], measure: str, better: str, worse: str) -> Interval | None:
+    """`better` minus `worse` over the seeds that have both."""
+    values = {(r["arm"], r["seed"]): r[measure] for r in results if measure in r}
+    seeds = sorted(seed for arm, seed in values if arm == better and (worse, seed) in values)
+    return over_seeds([values[better, s] - values[worse, s] for s in seeds]) if seeds else None
+
+
+def report(results: Sequence[Result], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything as plain data: what it was measured on, each arm over seeds, each claim, and every single result."""
+    summary = {}
+    for name in dict.fromkeys(r["arm"] for r in results):
+        own = [r for r in results if r["arm"] == name]
+        taken = [m for m in MEASURES if all(m in r for r in own)]
+        intervals = {m: over_seeds([r[m] for r in own]) for m in taken}
+        summary[name] = {
+            "seeds": [r["seed"] for r in own],
+            "parameters": own[0]["parameters"],
+            **{m: _plain(interval) for m, interval in intervals.items()},
+        }
+    judged = [found for claim in CLAIMS if (found := judge(claim, results)) is not None]
+    return {"about": dict(about), "claims": [_finite(c) for c in judged], "arms": summary, "results": list(results)}
+
+
+def _plain(interval: Interval) -> dict[str, float | None]:
+    return dict(_finite(interval._asdict()))
+
+
+def _finite(data: Any) -> Any:
+    """JSON has no infinity: an endless interval has null for its ends."""
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not np.isfinite(data) else data
+
+
+def markdown(found: Mapping[str, Any]) -> str:
+    """The report as two tables."""
+    about = ", ".join(f"{key} {value}" for key, value in found["about"].items())
+    taken = [m for m in MEASURES if any(m in arm for arm in found["arms"].values())]
+    lines = [
+        "# The paper's claims, tried here",
+        "",
+        f"Measured with: {about}. Means over seeds with 95 % t intervals.",
+        "",
+        "| Table | claim | by | difference, better minus worse | verdict |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for claim in found["claims"]:
+        for i, row in enumerate(claim["by"]):
+            text = "; ".join(f"{p['better']} - {p['worse']}: {_signed_interval(p)}" for p in row["pairs"])
+            head = f"{claim['table']} | {claim['claim']}" if i == 0 else " | "
+            said = f"**{row['verdict']}**" if i == 0 else row["verdict"]
+            lines.append(f"| {head} | {MEASURES[row['measure']][1]} | {text} | {said} |")
+    lines += [
+        "",
+        "| arm | parameters | seeds | " + " | ".join(MEASURES[m][1] for m in taken) + " |",
+        "| --- | --- | --- |" + " --- |" * len(taken),
+    ]
+    for name, arm in found["arms"].items():
+        cells = [_interval(arm[m], MEASURES[m][2]) if m in arm else "–" for m in taken]
+        lines.append(f"| {name} | {arm['parameters']:,} | {len(arm['seeds'])} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _interval(entry: Mapping[str, float | None], show: Callable[[float], str]) -> str:
+    assert entry["value"] is not None
+    if entry["low"] is None or entry["high"] is None:
+        return show(entry["value"])
+    return f"{show(entry['value'])} [{show(entry['low'])}, {show(entry['high'])}]"
+
+
+def _signed_interval(pair: Mapping[str, Any]) -> str:
+    return _interval({"value": pair["difference"], "low": pair["low"], "high": pair["high"]}, signed)
