@@ -186,7 +186,7 @@ def test_codes_that_the_codec_lacks_are_named(name):
     for value, number in ((16, "16"), (-1, "-1")):
         wrong = codes.clone()
         wrong[1, 2, 3] = value
-        with pytest.raises(ValueError, match=f"code {number} is none of this codec's, which are 0 to 15"):
+        with pytest.raises(ValueError, match=f"code {number}; the codec's codes are 0 to 15"):
             transformer(wrong, states, mask)
     with pytest.raises(ValueError, match="codes of 5 codebooks; this model's codec has 6"):
         transformer(codes[:, :5], states, mask)
