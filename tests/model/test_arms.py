@@ -188,7 +188,7 @@ def test_codes_that_the_codec_lacks_are_named(name):
         wrong[1, 2, 3] = value
         with pytest.raises(ValueError, match=f"code {number}; the codec's codes are 0 to 15"):
             transformer(wrong, states, mask)
-    with pytest.raises(ValueError, match="codes of 5 codebooks; this model's codec has 6"):
+    with pytest.raises(ValueError, match="codes of 5 codebooks; this model was made for 6"):
         transformer(codes[:, :5], states, mask)
 
 
