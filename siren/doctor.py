@@ -93,16 +93,20 @@ def diagnose(config: Config, root: Path = Path()) -> Diagnosis:
 
 def training_cost(config: Config, codec: Codec, transformer: ResidualTransformer) -> dict[str, Any]:
     """Bytes of one transformer in stage 1, operations of a step, and of all steps of all transformers."""
-    settings = config.train.stage1.training
+    stage1, settings = config.train.stage1, config.train.stage1.training
     frames = _frames(config.filter.score.crop_seconds, codec)
     shape = {"batch": settings.batch_size, "frames": frames, "text_length": TEXT_LENGTH}
+    part = shape | {"batch": settings.batch_size // stage1.accumulate}
+    memory = budget.training_memory(transformer, **part, precision=stage1.precision, averaged=stage1.ema is not None)
     # The last one: it adds up the most embeddings.
     last = budget.skeleton(config.model, codec.tables(), transformer.text_width, len(config.model.transformers) - 1)
     flops = budget.training_flops(last, **shape)
     return {
         **shape,
         "steps": settings.steps,
-        "memory": budget.training_memory(transformer, **shape),
+        "precision": stage1.precision,
+        "accumulate": stage1.accumulate,
+        "memory": memory,
         "flops_per_step": flops,
         "flops": flops["total"] * settings.steps * len(config.model.transformers),
     }
@@ -183,9 +187,11 @@ def accelerator(training: dict[str, Any], sampling: dict[str, Any]) -> Check:
 
 
 def disk(config: Config, codec: Codec, transformer: ResidualTransformer, root: Path) -> Check:
-    """Whether there is room for the models, two checkpoints of a training, and a corpus whose size is known."""
-    one = budget.parameters(transformer)["total"] * budget.FLOAT32
-    needs, what = one * (len(config.model.transformers) + 1) + 2 * 3 * one, "models and checkpoints"
+    """Whether there is room for the models, the checkpoints of one training, and a corpus whose size is known."""
+    one, stage1 = budget.parameters(transformer)["total"] * budget.FLOAT32, config.train.stage1
+    checkpoint = one * (3 if stage1.ema is None else 4)  # weights and two moments; another is there while it is written
+    needs = one * (len(config.model.transformers) + 1) + checkpoint * (stage1.keep_checkpoints + 1)
+    what = "models and checkpoints"
     if pairs := config.filter.select.max_pairs:
         frames = _frames(config.audio.segment_seconds, codec)
         tokens = 2 * frames * codec.num_codebooks + 2 * TEXT_LENGTH * transformer.text_width  # uint16, float16
@@ -230,12 +236,12 @@ def text(d: Diagnosis) -> str:
         "",
         *_table([("parameters", "one", f"all {d.transformers}"), *parameters]),
         "",
-        f"Training one in float32, {t['batch']} crops of {t['frames']} frames:",
+        f"Training one in {t['precision']}, {t['batch'] // t['accumulate']} crops of {t['frames']} frames at once:",
         *_table([(name, size(count)) for name, count in memory.items()]),
         f"  {t['flops_per_step']['total'] / 1e12:.3g} TFLOP a step ({t['flops_per_step']['forward'] / 1e12:.3g} "
         f"forward); {t['flops'] / 1e18:.3g} EFLOP for {t['steps']:,} steps of all",
         "",
-        f"Sampling with all in float32, {s['batch']} at once, {s['frames']} frames:",
+        f"Sampling with all in fp32, {s['batch']} at once, {s['frames']} frames:",
         *_table([(name, size(count)) for name, count in s["memory"].items()]),
         "",
         "This machine:",

@@ -97,38 +97,55 @@ def training_flops(transformer: ResidualTransformer, batch: int, frames: int, te
 
 
 def activations(
-    transformer: ResidualTransformer, batch: int, frames: int, text_length: int, fused_norms: bool = True
+    transformer: ResidualTransformer,
+    batch: int,
+    frames: int,
+    text_length: int,
+    precision: str = "fp32",
+    fused_norms: bool = True,
 ) -> int:
-    """Estimated values that the forward pass of a training step keeps for the backward pass.
+    """Estimated bytes that the forward pass of a training step keeps for the backward pass.
 
-    Per frame: a main block 9·D + Q + 4·H (its three norms' inputs and outputs, the query and two attention outputs;
-    queries, keys and values; gate and value, the gate after SiLU, the product). A decoder block 5·D + Q + 4·H for each
-    slot, but only 2·D + Q for a slot whose output nobody needs. Then the norms at both ends, the code rows, and N·V
-    log-probabilities. Dropout adds a mask of one byte per value. Attention is assumed to keep no matrix, norms to be
+    Values per frame: a main block 9·D + Q + 4·H (its three norms' inputs and outputs, the query and two attention
+    outputs; queries, keys and values; gate and value, the gate after SiLU, the product). A decoder block 5·D + Q + 4·H
+    for each slot, but only 2·D + Q for a slot whose output nobody needs. Then the norms at both ends, the code rows,
+    and N·V log-probabilities. Dropout adds a mask of one byte per value. Under bf16 autocast the inputs of norms and
+    the log-probabilities stay at four bytes, the others have two. Attention is assumed to keep no matrix, norms to be
     fused (as on CUDA); where they are not, each keeps its output without the weight as well.
     """
     s, count = Sizes.of(transformer), batch * frames
-    extra = 0 if fused_norms else 1
-    dropped = s.D / FLOAT32 if transformer.config.dropout else 0
-    main = (9 + 3 * extra) * s.D + s.Q + 4 * s.H + dropped
-    first = (2 + extra) * s.D + s.Q  # of a decoder block, per slot: up to its attention
-    rest = (3 + extra) * s.D + 4 * s.H + dropped
+    wide, narrow = FLOAT32, FLOAT32 if precision == "fp32" else 2
+    norm = wide * (1 if fused_norms else 2) * s.D
+    dropped = s.D if transformer.config.dropout else 0
+    main = 3 * norm + narrow * (6 * s.D + s.Q + 4 * s.H) + dropped
+    first = norm + narrow * (s.D + s.Q)  # of a decoder block, per slot: up to its attention
+    rest = norm + narrow * (2 * s.D + 4 * s.H) + dropped
     decoder = sum((s.N + 1) * first + m * rest for m in s.slots())
-    ends = (1 + s.N) * (1 + extra) * s.D + (1 + s.N) * s.D + s.K * s.C + s.N * s.V
-    text = batch * text_length * (2 * s.D * s.main_layers + s.text_width)
+    ends = (1 + s.N) * (norm + narrow * s.D) + wide * (s.K * s.C + s.N * s.V)
+    text = batch * text_length * narrow * (2 * s.D * s.main_layers + s.text_width)
     return round(count * (s.main_layers * main + decoder + ends) + text)
 
 
-def training_memory(transformer: ResidualTransformer, batch: int, frames: int, text_length: int) -> dict[str, int]:
-    """Bytes while one transformer trains in float32 with AdamW: 16 for each trainable value, and the activations."""
-    trainable = sum(p.numel() for p in transformer.parameters())
+def training_memory(
+    transformer: ResidualTransformer,
+    batch: int,
+    frames: int,
+    text_length: int,
+    precision: str = "fp32",
+    averaged: bool = False,
+) -> dict[str, int]:
+    """Bytes while one transformer trains with AdamW: weights, gradients and two moments of four bytes each, and the
+    activations. Autocast to bf16 adds a copy of the weights at two bytes, averaged weights (EMA) one at four."""
+    trainable, weights = sum(p.numel() for p in transformer.parameters()), parameters(transformer)["total"]
     parts = {
-        "weights": FLOAT32 * parameters(transformer)["total"],
+        "weights": FLOAT32 * weights,
         "gradients": FLOAT32 * trainable,
         "optimiser": 2 * FLOAT32 * trainable,
-        "activations (estimate)": FLOAT32 * activations(transformer, batch, frames, text_length),
+        "weights in bf16": 0 if precision == "fp32" else 2 * trainable,
+        "averaged weights": FLOAT32 * weights if averaged else 0,
+        "activations (estimate)": activations(transformer, batch, frames, text_length, precision),
     }
-    return parts | {"total": sum(parts.values())}
+    return {name: count for name, count in parts.items() if count} | {"total": sum(parts.values())}
 
 
 def sampling_memory(transformer: ResidualTransformer, batch: int, frames: int, text_length: int) -> dict[str, int]:
