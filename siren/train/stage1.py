@@ -135,8 +135,10 @@ def train_stage1(
     device: str = "cpu",
     ranks: Ranks = ALONE,
 ) -> dict[str, float]:
-    """Train in place → final figures. Raises FloatingPointError on a loss or gradient that is not finite, and
-    ValueError at once for a crop or a text that the model has no table for.
+    """Train in place → final figures.
+
+    Raises FloatingPointError on a loss or gradient that is not finite, and ValueError at once for a crop or a text that
+    the model has no table for, or a batch that cannot be split as the settings and the processes ask.
 
     Logged: loss, learning rate, gradient norm; loss of each owned codebook in training and validation (nats); in
     validation also what the text gains; figures of L_rr on every batch that it was applied to.
