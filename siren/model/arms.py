@@ -81,7 +81,7 @@ def fits(name: str, num_codebooks: int) -> bool:
 def parameters(model: Model, widths: Widths) -> int:
     """Trainable parameters of all transformers together, without building one."""
     num_codebooks, size, dim = widths.num_codebooks, widths.codebook_size, model.dim
-    hidden = feed_forward_width(dim, model.ffn_multiple_of)
+    hidden = feed_forward_width(dim, model.ffn_multiple_of, model.ffn_multiplier)
     qkv = dim + 2 * model.num_kv_heads * (dim // model.num_heads)
     block = 2 * dim + dim * qkv + dim * dim + 3 * dim * hidden
     cross = dim + 2 * (dim * dim + dim) + 2 * dim * (widths.text + 1)

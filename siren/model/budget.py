@@ -15,7 +15,7 @@ from siren.model.codebooks import CodecTables
 from siren.model.transformer import ResidualTransformer
 
 PARTS = (  # of the table of parameters: name, prefixes of tensors
-    ("embedding", ("codebooks.projector",)),
+    ("embedding", ("codebooks.projector", "codebooks.absent")),
     ("codec tables (frozen)", ("codebooks.",)),
     ("main layers", ("temporal.",)),
     ("decoder layers", ("decoder.",)),
@@ -67,13 +67,14 @@ class Sizes:
 
     def slots(self) -> list[int]:
         """Slots of the residual decoder that each of its blocks computes: the last one leaves the first slot out."""
-        return [self.N + 1] * (self.decoder_layers - 1) + [self.N]
+        return [self.N + 1] * (self.decoder_layers - 1) + [self.N] * (self.decoder_layers > 0)
 
 
 def training_flops(transformer: ResidualTransformer, batch: int, frames: int, text_length: int) -> dict[str, int]:
     """Operations of one training step in matrix products: {forward, backward, total}.
 
-    Forward, per frame: embedding 2·C·D·(K + first + N - 1) after folding the projectors once (2·K·D·latent·(C + 1));
+    Forward, per frame: embedding 2·C·D·(K + first + N - 1) after folding the projectors once (2·K·D·latent·(C + 1)),
+    less where the residual decoder is told less (`residual_condition`);
     main block 2·D·(Q + 3·D) + 6·D·H + 4·D·(T + L) for attention over T frames, causal or not, and L text tokens;
     decoder block the same without cross-attention, over n slots (its last block computes N of them); heads 2·N·D·V.
     Text, per token: 4·D·text_width for keys and values in each main block.
@@ -82,9 +83,10 @@ def training_flops(transformer: ResidualTransformer, batch: int, frames: int, te
     """
     s, count = Sizes.of(transformer), batch * frames
     fold = 2 * s.K * s.D * s.latent * (s.C + 1)
-    embed = 2 * count * s.C * s.D * (s.K + transformer.first + s.N - 1)
+    low = {"accumulated": transformer.first, "previous": min(1, transformer.first), "none": 1 - s.N}
+    embed = 2 * count * s.C * s.D * (s.K + low[transformer.config.residual_condition] + s.N - 1)
     text = 4 * batch * text_length * s.D * s.text_width * s.main_layers
-    if transformer.config.residual_start == "prompt":
+    if transformer.conditioned and transformer.config.residual_start == "prompt":
         text += 2 * batch * s.D * s.text_width
     block = 2 * s.D * s.D + 6 * s.D * s.H  # output projection and SwiGLU, per position
     main = 2 * s.D * s.Q + block + 4 * s.D * s.D + 4 * s.D * (frames + text_length)
@@ -121,7 +123,8 @@ def activations(
     first = norm + narrow * (s.D + s.Q)  # of a decoder block, per slot: up to its attention
     rest = norm + narrow * (2 * s.D + 4 * s.H) + dropped
     decoder = sum((s.N + 1) * first + m * rest for m in s.slots())
-    ends = (1 + s.N) * (norm + narrow * s.D) + wide * (s.K * s.C + s.N * s.V)
+    normed = 1 + (s.N if s.decoder_layers else 0)
+    ends = normed * (norm + narrow * s.D) + wide * (s.K * s.C + s.N * s.V)
     text = batch * text_length * narrow * (2 * s.D * s.main_layers + s.text_width)
     return round(count * (s.main_layers * main + decoder + ends) + text)
 

@@ -148,9 +148,8 @@ class ResidualTransformer(nn.Module):
         states: Float[Tensor, "B L P"],
         mask: Bool[Tensor, "B L"],
         heard: Bool[Tensor, "B T"] | None = None,
-    ) -> tuple[Float[Tensor, "B S D"], Float[Tensor, "B N T V"]]:
-        """States of the temporal path (S steps, T unless codebooks are delayed), and logits; code j of frame t has seen
-        what sampling has seen.
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B N T V"]]:
+        """States of the temporal path, and logits; code j of frame t has seen what sampling has seen.
 
         Frames that are not `heard` are blank in the temporal input (training only, see `Stage1.history_dropout`).
         Raises ValueError for codes, lengths or text states that the model has no table for.
@@ -168,7 +167,7 @@ class ResidualTransformer(nn.Module):
         hidden = self.temporal_path(x, text)
         if text.start is None:
             logits = torch.einsum("bsd,nvd->bsnv", hidden, self.heads)
-            return hidden, undelay(logits, self.delays, frames).transpose(1, 2)
+            return hidden[:, :frames], undelay(logits, self.delays, frames).transpose(1, 2)
         slots = [hidden] + [text.start[:, None] + below for below in told]
         z = self.residual_decoder(torch.stack(slots, dim=2).flatten(0, 1), skip=1)  # [B·T, N, D]
         logits = torch.einsum("bnd,nvd->bnv", z, self.heads)

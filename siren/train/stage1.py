@@ -263,10 +263,10 @@ def validate(
     device: str = "cpu",
     ranks: Ranks = ALONE,
 ) -> dict[str, float]:
-    """Cross entropy of each owned codebook over all validation pairs, first valid crop of each; mean, last over first.
+    """Cross entropy of each owned codebook over all validation pairs, first valid crop of each; and the text's gain.
 
-    The last two are the paper's Loss Mean and Loss Ratio (Table 5) where the transformer owns all codebooks; those of
-    several transformers are in `siren.evaluate.analyze.convergence`.
+    val_loss, val_loss_ratio: their mean, and the last over the first. They are the paper's Loss Mean and Loss Ratio
+    (Table 5) of a transformer that owns all codebooks; for several see `siren.evaluate.analyze.convergence`.
     val_text_gain: how much higher the loss is when each clip is given another one's text, in nats. Early in a training
     it says whether the text is heeded at all, long before sounds do. Each process takes its share of the batches.
     """
@@ -285,9 +285,9 @@ def validate(
     transformer.train()
     sums = ranks.mean(sums)
     means = (sums[:-1] / sums[-1].clamp_min(1e-9)).cpu()
-    own = means[:-1]
-    whole = {"val_loss": own.mean(), "val_loss_ratio": own[-1] / own[0], "val_text_gain": means[-1]}
-    return _named("val_loss", transformer, own) | {name: value.item() for name, value in whole.items()}
+    losses = means[:-1]
+    balance = {"val_loss": losses.mean().item(), "val_loss_ratio": (losses[-1] / losses[0]).item()}
+    return _named("val_loss", transformer, losses) | balance | {"val_text_gain": means[-1].item()}
 
 
 def _named(name: str, transformer: ResidualTransformer, losses: Tensor) -> dict[str, float]:

@@ -48,6 +48,8 @@ SMALL = [
     (3, 2, {"residual_start": "learned", "main_layers": 1}),
     (2, 1, {"num_kv_heads": 1, "decoder_layers": 3, "dim": 24}),
     (6, 3, {"ffn_multiplier": 0.7, "decoder_layers": 1}),
+    (1, 0, {"residual_condition": "none", "decoder_layers": 0}),
+    (3, 2, {"residual_condition": "previous"}),
 ]
 
 

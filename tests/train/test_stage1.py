@@ -57,18 +57,6 @@ GOLDEN = {  # of the transformer in the middle of each arm
     "independent": [2.789565, 2.786627, 2.774076, 2.784427, 2.747243, 2.750356, 2.725608, 2.724862, 2.693193, 2.722090],
     "ar": [2.800652, 2.793345, 2.768653, 2.780651, 2.741839, 2.753027, 2.739731, 2.716460, 2.708735, 2.746230],
     "single": [2.805597, 2.797732, 2.771321, 2.780160, 2.747185, 2.748256, 2.745198, 2.710501, 2.699466, 2.744480],
-    "single-small": [
-        2.805597,
-        2.797732,
-        2.771321,
-        2.780160,
-        2.747185,
-        2.748256,
-        2.745198,
-        2.710501,
-        2.699466,
-        2.744480,
-    ],
     "delay": [2.806138, 2.789037, 2.765405, 2.791409, 2.764797, 2.726828, 2.729645, 2.717364, 2.703614, 2.749683],
     "m2": [2.804197, 2.791403, 2.750278, 2.780662, 2.720790, 2.759544, 2.746849, 2.692279, 2.672692, 2.731651],
     "m3": [2.821141, 2.789831, 2.748476, 2.800989, 2.752749, 2.725348, 2.749011, 2.685663, 2.674803, 2.730051],
@@ -76,6 +64,7 @@ GOLDEN = {  # of the transformer in the middle of each arm
     "m6": [2.829171, 2.771833, 2.734077, 2.750549, 2.725520, 2.714816, 2.739833, 2.654416, 2.643009, 2.738468],
     "m12": [2.807786, 2.768399, 2.778854, 2.745839, 2.681194, 2.720665, 2.638575, 2.723642, 2.690820, 2.680094],
 }
+GOLDEN["single-small"] = GOLDEN["single"]  # it differs in size only, and here both are as wide and deep as siren
 
 
 def tokens(count: int = 10, frames: int = 9, num_codebooks: int = 6) -> Tokens:
@@ -212,8 +201,8 @@ def test_it_overfits_one_batch(arm):
 def test_golden_losses_of_ten_steps(arm):
     """A refactor leaves these alone; a change explains its difference."""
     settings = dataclasses.replace(SETTINGS, text_dropout=0.0, history_dropout=0.0)
-    losses = [metrics["loss"] for _, metrics in run(transformer(arm), settings)][:10]
-    np.testing.assert_allclose(losses, GOLDEN[arm], rtol=2e-5)
+    losses = [metrics["loss"] for _, metrics in run(transformer(arm), settings)]
+    np.testing.assert_allclose(losses[:10], GOLDEN[arm], rtol=2e-5)
 
 
 def test_validation_says_the_mean_and_the_ratio_of_last_over_first():
