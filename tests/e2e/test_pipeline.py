@@ -1,0 +1,106 @@
+"""The whole pipeline at the tiny scale, in a clone, as a user runs it: every stage, again, changed, and killed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone with the code of the working tree, at the tiny scale, after its first `dvc repro`."""
+    folder = tmp_path_factory.mktemp("clone") / "siren"
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
+    for name in ("siren", "conf", "dvc.yaml", "params.yaml"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, dirs_exist_ok=True)
+        else:
+            shutil.copy(ROOT / name, folder / name)
+    run(folder, "siren", "params", "tiny")
+    run(folder, "dvc", "repro")
+    return folder
+
+
+def environment(folder: Path) -> dict[str, str]:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, "PYTHONPATH": str(folder), "PATH": path, "SIREN_EXPORT": "0", "OMP_NUM_THREADS": "1"}
+
+
+def run(folder: Path, *command: str) -> str:
+    """The command's output. Raises CalledProcessError with it where the command fails."""
+    done = subprocess.run(
+        command, cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+def stages_run(output: str) -> list[str]:
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+
+
+def lock(folder: Path) -> str:
+    return (folder / "dvc.lock").read_text()
+
+
+def test_everything_is_made(clone: Path) -> None:
+    metrics = json.loads((clone / "reports/metrics.json").read_text())
+    assert {"untrained", "stage1", "aligned"} <= set(metrics["arms"])
+    page = (clone / "reports/index.html").read_text()
+    assert page.count("<audio") > 10
+    assert "http://" not in page.replace("http://www.w3.org", "")  # self-contained
+    assert run(clone, "dvc", "status").strip() == "Data and pipelines are up to date."
+
+
+def test_a_second_run_does_nothing(clone: Path) -> None:
+    before = lock(clone)
+    assert stages_run(run(clone, "dvc", "repro")) == []
+    assert lock(clone) == before
+
+
+def test_a_changed_number_reruns_its_stage_and_what_depends_on_it(clone: Path) -> None:
+    params = clone / "params.yaml"
+    text = params.read_text()
+    assert text.count("    bootstrap: 50\n") == 1
+    params.write_text(text.replace("    bootstrap: 50\n", "    bootstrap: 60\n"))
+    assert stages_run(run(clone, "dvc", "repro")) == ["evaluate", "register"]
+    params.write_text(text)
+    run(clone, "dvc", "repro")
+
+
+def test_a_killed_stage_ends_in_the_weights_of_one_never_killed(clone: Path) -> None:
+    before = lock(clone)
+    weights = clone / "models/stage1/1/model.safetensors"
+    expected = weights.read_bytes()
+    shutil.rmtree(clone / "models/stage1/1")
+    shutil.rmtree(clone / ".dvc/cache/runs", ignore_errors=True)  # else DVC takes the result from there
+    for cached in (clone / ".dvc/cache/files").rglob("*"):
+        if cached.is_file() and cached.stat().st_size == len(expected) and cached.read_bytes() == expected:
+            cached.chmod(0o644)
+            cached.unlink()
+    process = subprocess.Popen(
+        ["dvc", "repro", "stage1@1"],
+        cwd=clone,
+        env=environment(clone),
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
+    )
+    place, limit = clone / ".siren/checkpoints", time.monotonic() + 120
+    while not list(place.rglob("step-*.json")) and process.poll() is None:
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (clone / ".dvc/tmp/rwlock").unlink(missing_ok=True)  # DVC says so itself, where a dead process holds it
+    run(clone, "dvc", "repro")
+    assert weights.read_bytes() == expected
+    assert lock(clone) == before
