@@ -131,7 +131,7 @@ def measure(name: str, size: Size, rounds: int, compiled: bool, device: str, pea
     for row, own in zip(rows, times, strict=True):
         ratios = sorted(b / t for b, t in zip(base, own, strict=True))
         spread = f"{ratios[0]:.2f} / {statistics.median(ratios):.2f} / {ratios[-1]:.2f}"
-        middle, parameters = statistics.median(own), sum(p.numel() for p in row.module.parameters())
+        middle, parameters = statistics.median(own), sum(p.numel() for p in row.module.parameters() if p.requires_grad)
         line = f"{row.name:20} {parameters / 1e6:7.1f} M {flops[row.name] / 1e9:8.1f} GFLOP {1e3 * middle:8.1f} ms"
         rate = flops[row.name] / middle
         share = f"  {rate / 1e12:.1f} TFLOP/s, MFU {rate / peak:.1%}" if peak else ""
