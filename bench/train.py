@@ -233,7 +233,7 @@ def matrix_peak(side: int = 8192, repeats: int = 20) -> float:
 
 
 class MusicGen(nn.Module):
-    """transformers' MusicGen decoder over the owned codebooks: 1.5 x as wide, as deep as comes nearest in parameters."""
+    """MusicGen over the owned codebooks, 1.5 x as wide as ours and as deep as comes nearest in parameters."""
 
     def __init__(self, dim: int, codebooks: int, parameters: int):
         super().__init__()
