@@ -265,6 +265,20 @@ def flush(
     print(f"{export.flush(root, timeout)} runs are in MLflow")
 
 
+@track.command("import")
+def import_records(
+    folder: Annotated[Path, typer.Argument(help="A project, its .siren/runs, or one of these.", metavar="DIR")],
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for a store that does not answer.")] = 120.0,
+) -> None:
+    """Bring the records of a machine that has no MLflow to this project's, and send them."""
+    from siren.tracking import export, lineage, records
+
+    root = lineage.project_root()
+    brought = records.bring(folder, root)
+    export.flush(root, timeout)
+    print(f"{len(brought)} runs of {folder} are in MLflow")
+
+
 def main() -> None:
     """Run the command line. A user's mistake is one line and exit code 1; `SIREN_DEBUG=1` shows the traceback."""
     for name, function in stage_functions().items():

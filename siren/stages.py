@@ -849,7 +849,11 @@ def _captioned(split: str) -> tuple[Any, list[str], list[list[str]], list[list[s
         raise ValueError(f"no segment of split {split!r} in {SEGMENTS} has a caption; give the source such clips")
     wordings = [list(dict.fromkeys([row["caption"], *(row["candidates"] or [])])) for row in rows]
     wavs = shards.pcm_array(table["pcm"]) if rows else np.zeros((0, 0), np.int16)
-    return wavs, [row["caption"] for row in rows], wordings, table["labels"].to_pylist(), table["relation"].to_pylist()
+    labels, relations = table["labels"].to_pylist(), table["relation"].to_pylist()
+    for index, row in enumerate(rows):
+        if not labels[index]:  # clips mean the same where their labels do; one without means what its caption says
+            labels[index], relations[index] = [row["caption"]], "caption"
+    return wavs, [row["caption"] for row in rows], wordings, labels, relations
 
 
 def _prefixed(log: Callable[[int, dict[str, float]], None], name: str) -> Callable[[int, dict[str, float]], None]:

@@ -170,8 +170,8 @@ class ResidualTransformer(nn.Module):
             return hidden[:, :frames], undelay(logits, self.delays, frames).transpose(1, 2)
         slots = [hidden] + [text.start[:, None] + below for below in told]
         z = self.residual_decoder(torch.stack(slots, dim=2).flatten(0, 1), skip=1)  # [B·T, N, D]
-        logits = torch.einsum("bnd,nvd->bnv", z, self.heads)
-        return hidden, logits.unflatten(0, (batch, frames)).transpose(1, 2)
+        logits = torch.einsum("fnd,nvd->nfv", z, self.heads)
+        return hidden, logits.unflatten(1, (batch, frames)).transpose(0, 1)
 
     @property
     def max_frames(self) -> int:
@@ -188,5 +188,6 @@ class ResidualTransformer(nn.Module):
 
 def cross_entropy(logits: Float[Tensor, "B N T V"], targets: Int[Tensor, "B N T"]) -> Float[Tensor, " N"]:
     """Mean cross entropy of each owned codebook, in nats (Eq. 6 sums them; the authors' code, and ours, averages)."""
+    logits, targets = logits.transpose(0, 1), targets.transpose(0, 1)  # as they lie in memory, so nothing is copied
     losses = F.cross_entropy(logits.flatten(0, 2).float(), targets.flatten(), reduction="none")
-    return losses.view(targets.shape).mean(dim=(0, 2))
+    return losses.view(targets.shape).mean(dim=(1, 2))

@@ -8,6 +8,7 @@ stages, and no stage ever waits for a server.
 """
 
 import fcntl
+import importlib.util
 import os
 import subprocess
 import sys
@@ -27,10 +28,13 @@ LONGEST_WAIT = 30.0  # between two tries of a store that does not answer
 
 
 def start(root: Path) -> None:
-    """Start the exporter of the project at `root` unless one is alive; takes milliseconds. `SIREN_EXPORT=0`: never."""
+    """Start the exporter of the project at `root` unless one is alive; takes milliseconds.
+
+    Never with `SIREN_EXPORT=0`, or where MLflow is not installed: `siren track import` brings those records to it.
+    """
     with exclusive(root) as free:
         pass
-    if not free or os.environ.get("SIREN_EXPORT") == "0":
+    if not free or os.environ.get("SIREN_EXPORT") == "0" or importlib.util.find_spec("mlflow") is None:
         return
     command = [sys.executable, "-m", "siren.tracking.export", str(root)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

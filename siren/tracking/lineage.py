@@ -13,6 +13,14 @@ from typing import Any
 
 import yaml
 
+try:
+    import psutil
+except ModuleNotFoundError:  # a machine that only trains: there neither DVC nor an exporter asks for processes
+    psutil = None
+
+
+STANDALONE: dict[str, Any] = {"id": None, "kind": "standalone", "process": None}  # a run of no pipeline execution
+
 
 def project_root() -> Path:
     """The folder that holds `.siren/`, `mlflow.db` and `mlartifacts/`: the working directory, in which stages run.
@@ -116,13 +124,13 @@ def pipeline(dvc: dict[str, Any] | None) -> dict[str, Any]:
         return {"id": named, "kind": "flow", "process": None}
     if dvc is not None:
         return {"id": f"dvc-{dvc['pid']}-{int(dvc['started'])}", "kind": "dvc", "process": dvc}
-    return {"id": None, "kind": "standalone", "process": None}
+    return STANDALONE
 
 
 def ancestor(program: str) -> dict[str, Any] | None:
     """The nearest process above this one that is `program`, run directly or by python."""
-    import psutil
-
+    if psutil is None:
+        return None
     for parent in psutil.Process().parents():
         try:
             if any(Path(word).name == program for word in parent.cmdline()[:3]):
@@ -134,16 +142,12 @@ def ancestor(program: str) -> dict[str, Any] | None:
 
 def process(pid: int) -> dict[str, Any]:
     """A process as something that can be recognised later: pid and start time (pids are reused)."""
-    import psutil
-
-    return {"pid": pid, "started": round(psutil.Process(pid).create_time(), 2)}
+    return {"pid": pid, "started": round(psutil.Process(pid).create_time(), 2) if psutil else 0.0}
 
 
 def alive(known: dict[str, Any] | None) -> bool:
     """Whether the process that `process()` described still runs (a zombie does not); None never does."""
-    import psutil
-
-    if known is None:
+    if known is None or psutil is None:
         return False
     try:
         found = psutil.Process(known["pid"])

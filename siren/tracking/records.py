@@ -7,11 +7,12 @@ Pipeline executions have a note each in `.siren/pipelines/`.
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from siren.tracking import lineage
+from siren.tracking import lineage, store
 from siren.tracking.run import FAILED, RUNNING, write_json
 
 UNSENT = {"mlflow_run": None, "offset": 0, "status": RUNNING, "done": False}
@@ -54,6 +55,42 @@ def forget(root: Path, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     if record["pipeline"]["id"] is not None:
         _pipeline_path(root, record["pipeline"]["id"]).unlink(missing_ok=True)
     return read_state(folder)
+
+
+def bring(source: Path, root: Path) -> list[Path]:
+    """Copy records made on another machine to those of the project at `root` → their folders here.
+
+    `source` is that machine's project, its `.siren/runs`, or one record. Only what such a machine can vouch for comes
+    along: not the hashes of a dvc.lock that lay beside the code, because DVC ran nothing there. A run that had not
+    ended counts as FAILED; bring it again once it has, and what is new since is sent. Raises ValueError for a folder
+    without records, or for this project's own.
+    """
+    places = (source, source / ".siren" / "runs")
+    found = sorted(path.parent for place in places for path in place.glob("*/run.json"))
+    found = [source] if (source / "run.json").is_file() else found
+    if not found:
+        raise ValueError(
+            f"no record of a run in {source}; name the project of the machine that trained, or .siren/runs"
+        )
+    brought = []
+    for folder in found:
+        here = root / ".siren" / "runs" / folder.name
+        if here.resolve() == folder.resolve():
+            raise ValueError(f"{folder} is a record of this project; `siren track flush` sends it")
+        record = json.loads((folder / "run.json").read_text())
+        ended = record.get("ended") or int((folder / "metrics.jsonl").stat().st_mtime * 1000)
+        record["tags"] = {
+            key: value for key, value in record["tags"].items() if key != "dvc.lock" and not key.startswith("data.")
+        } | {"host": record["host"]}
+        record.update(status=FAILED if record["status"] == RUNNING else record["status"], ended=ended, dvc=None)
+        record.update(pipeline=lineage.STANDALONE, store=store.address(root), experiment=store.experiment_name())
+        ours = shutil.ignore_patterns("run.json", "export.json", "spectrograms", ".*")
+        shutil.copytree(folder, here, ignore=ours, dirs_exist_ok=True)
+        if (here / "export.json").is_file():
+            save_state(here, {**read_state(here), "done": False})
+        write_json(here / "run.json", record)  # last: a folder with it is a record
+        brought.append(here)
+    return brought
 
 
 def caught_up(folder: Path) -> bool:
