@@ -27,15 +27,23 @@ REPORTS = Path("reports")
 NETWORKS = ("codec", "clap", "imagebind", "judge")  # each a folder of models/ and a file of reports/networks/
 EARS = {"cnn14": "panns", "vggish": "vggish"}  # the evaluation's judges, by their folders in models/judge
 CHECKPOINTS = Path(".siren/checkpoints")  # outside every output, so that DVC leaves them to a stage it repeats
+DOWNLOADS = Path(".siren/downloads")  # likewise; may be a link to a larger disk
 
 
 def fetch(config: Config) -> None:
     """Sources to clips: files, one manifest, and what was left out."""
     from siren import shards
     from siren.collect import sources
+    from siren.collect.fetch.download import Downloader
 
-    with tracking.stage("fetch", config, sections=("seed", "audio", "collect.fetch")) as run:
-        clips, quarantine, total = sources.collect(config.collect.fetch.sources, CLIPS, config.audio, config.seed)
+    settings, licences = config.collect.fetch, config.collect.licences
+    with (
+        tracking.stage("fetch", config, sections=("seed", "audio", "collect.fetch", "collect.licences")) as run,
+        Downloader(DOWNLOADS, settings.download) as downloader,
+    ):
+        clips, quarantine, total = sources.collect(
+            settings.sources, CLIPS, config.audio, config.seed, downloader, licences
+        )
         shards.write_table(CLIPS / "clips.parquet", clips)
         counts = {"in": total, "out": clips.num_rows, "quarantined": len(quarantine)}
         run.summary(_account("fetch", CLIPS, counts, quarantine))
