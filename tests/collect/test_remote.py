@@ -153,7 +153,7 @@ def test_audiocaps_cuts_ten_seconds_and_merges_captions(run: Run, server: Server
     assert download[-2] == "--"
     assert download[download.index("--format") + 1] == "bestaudio/best"
     assert cut[cut.index("-t") + 1] == "10.000"
-    assert cut.index("-ss") < cut.index("-i") < cut.index("-t")  # seeks in the input, to the sample
+    assert cut.index("-ss") < cut.index("-i") < cut.index("-t")  # seeks in the input, and measures the output
     run("audiocaps", options)
     assert (run.requests, len(calls(programs, "yt-dlp"))) == (0, 2)
 
