@@ -37,6 +37,8 @@ app = typer.Typer(
 )
 track = typer.Typer(no_args_is_help=True, help="The local record of runs and its export to MLflow.")
 app.add_typer(track, name="track", rich_help_panel=PEOPLE)
+corpus = typer.Typer(invoke_without_command=True, help="What became of the corpus: funnel, hours, licences, reasons.")
+app.add_typer(corpus, name="corpus", rich_help_panel=PEOPLE)
 
 
 def stage_functions() -> dict[str, Callable[..., Any]]:
@@ -252,6 +254,61 @@ def claims(
     from siren import config, stages
 
     stages.claims(range(seeds), config.load(), steps, arm or ())
+
+
+@corpus.callback()
+def overview(
+    context: typer.Context,
+    tau: Annotated[list[float] | None, typer.Option(help="Count pairs kept at this score; may be given again.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as data.")] = False,
+) -> None:
+    """What became of the corpus: the funnel, hours, sources, licences, and what is in quarantine."""
+    if context.invoked_subcommand is not None:
+        return
+    from siren import config, stages
+
+    found = stages.audit(tau or (), config.load())
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=1))
+        return
+    _print_table(["step", "items", "hours"], [[name, f"{n:,}", f"{h:.2f}" if h else ""] for name, n, h in found.funnel])
+    for rows in (found.sources, found.licences, found.quarantined):
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        _print_table(columns, [[_figure(row.get(key)) for key in columns] for row in rows])
+
+
+@corpus.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A clip, a segment, or an item in quarantine.", metavar="ID")],
+) -> None:
+    """One item's whole history: where it came from, what every stage made of it, and why it was left out."""
+    from siren import stages
+
+    text, story = stages.history(name)
+    for stage, facts in story:
+        print(stage)
+        for key, value in facts.items():
+            if value is not None:
+                print(f"  {key}: {text(value)}")
+
+
+def _figure(value: Any) -> str:
+    if value is None:
+        return "0"
+    return f"{value:,.2f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _print_table(columns: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for number, column in enumerate(columns):
+        figures = number and all(row[number][:1].isdigit() or not row[number] for row in rows)
+        table.add_column(column, justify="right" if figures else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
 
 
 @track.command()

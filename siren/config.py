@@ -49,8 +49,32 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Download:
+    """Limits of everything that a source gets over the network."""
+
+    concurrency: int  # files at once
+    attempts: int  # before a file is quarantined
+    backoff_seconds: float  # pause after the first failure, doubled after each further one
+    max_wait_seconds: float  # longest pause; a server that asks for a longer one is left for another run
+    stall_seconds: float  # a connection silent for so long is given up
+    max_bytes_per_second: int | None  # of all together; null for no limit
+
+    def __post_init__(self) -> None:
+        for name in ("concurrency", "attempts"):
+            value = getattr(self, name)
+            require(value >= 1, f"collect.fetch.download.{name} is {value}; at least 1 is needed")
+        for name in ("backoff_seconds", "max_wait_seconds"):
+            value = getattr(self, name)
+            require(value >= 0, f"collect.fetch.download.{name} is {value}; 0 or more")
+        for name in ("stall_seconds", "max_bytes_per_second"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"collect.fetch.download.{name} is {value}; it must be positive")
+
+
+@dataclass(frozen=True)
 class Fetch:
     sources: tuple[Source, ...]
+    download: Download
 
     def __post_init__(self) -> None:
         require(len(self.sources) > 0, "collect.fetch.sources is empty; name at least one source")
@@ -70,6 +94,10 @@ class Segment:
 class Collect:
     fetch: Fetch
     segment: Segment
+    licences: tuple[str, ...] | None  # only clips under these, e.g. [CC0, CC-BY] for commercial use; null keeps all
+
+    def __post_init__(self) -> None:
+        require(self.licences != (), "collect.licences is empty; name at least one licence, or null to keep all")
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,23 @@ REPORTS = Path("reports")
 NETWORKS = ("codec", "clap", "imagebind", "judge")  # each a folder of models/ and a file of reports/networks/
 EARS = {"cnn14": "panns", "vggish": "vggish"}  # the evaluation's judges, by their folders in models/judge
 CHECKPOINTS = Path(".siren/checkpoints")  # outside every output, so that DVC leaves them to a stage it repeats
+DOWNLOADS = Path(".siren/downloads")  # likewise; may be a link to a larger disk
 
 
 def fetch(config: Config) -> None:
     """Sources to clips: files, one manifest, and what was left out."""
     from siren import shards
     from siren.collect import sources
+    from siren.collect.fetch.download import Downloader
 
-    with tracking.stage("fetch", config, sections=("seed", "audio", "collect.fetch")) as run:
-        clips, quarantine, total = sources.collect(config.collect.fetch.sources, CLIPS, config.audio, config.seed)
+    settings, licences = config.collect.fetch, config.collect.licences
+    with (
+        tracking.stage("fetch", config, sections=("seed", "audio", "collect.fetch", "collect.licences")) as run,
+        Downloader(DOWNLOADS, settings.download) as downloader,
+    ):
+        clips, quarantine, total = sources.collect(
+            settings.sources, CLIPS, config.audio, config.seed, downloader, licences
+        )
         shards.write_table(CLIPS / "clips.parquet", clips)
         counts = {"in": total, "out": clips.num_rows, "quarantined": len(quarantine)}
         run.summary(_account("fetch", CLIPS, counts, quarantine))
@@ -890,6 +898,50 @@ def _device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def audit(thresholds: Sequence[float], config: Config) -> Any:
+    """The corpus in figures, as far as it is made; also at the paper's thresholds. For `siren corpus`."""
+    from siren.filter import audit as audits
+
+    select = config.filter.select
+    taus = thresholds or (*audits.TIERS, select.min_score)
+    return audits.audit(_tables(), config.audio.sample_rate, taus, select.min_crop_score)
+
+
+def history(name: str) -> tuple[Callable[[Any], str], list[tuple[str, dict[str, Any]]]]:
+    """What every stage says of an item, and how to print a value of it. For `siren corpus show`."""
+    from siren.filter import audit as audits
+
+    return audits.text, audits.history(_tables(), name)
+
+
+def _tables() -> Any:
+    """The tables of the data stages that have run."""
+    import pyarrow.parquet as pq
+
+    from siren import shards
+    from siren.collect.segment import SCHEMA
+    from siren.filter import audit as audits
+
+    folders = {"fetch": CLIPS, "segment": SEGMENTS, "caption": CAPTIONS, "score": SCORES}
+    columns = [column for column in SCHEMA.names if column != "pcm"]
+    files = {"clips": CLIPS, "captions": CAPTIONS, "scores": SCORES}
+    found = {name: folder / f"{name}.parquet" for name, folder in files.items()}
+    summary = CLIPS / "summary.json"
+    return audits.Tables(
+        fetched=json.loads(summary.read_text())["in"] if summary.is_file() else None,
+        segments=shards.read_shards(SEGMENTS, "segments", columns)
+        if shards.shard_paths(SEGMENTS, "segments")
+        else None,
+        splits={path.stem: pq.read_table(path) for path in sorted(SPLITS.glob("*.parquet"))},
+        quarantined={
+            name: shards.read_quarantine(folder)
+            for name, folder in folders.items()
+            if (folder / "quarantine.parquet").is_file()
+        },
+        **{name: pq.read_table(path) for name, path in found.items() if path.is_file()},
+    )
 
 
 def _account(name: str, folder: Path, counts: dict[str, Any], quarantine: list[dict[str, str]]) -> dict[str, float]:

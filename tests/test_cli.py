@@ -49,7 +49,16 @@ def test_help_imports_nothing_heavy_and_names_every_verb() -> None:
     *text, modules = done.stdout.splitlines()
     heavy = {"torch", "numpy", "transformers", "mlflow", "prefect", "dvc", "pandas", "matplotlib"}
     assert not heavy & set(json.loads(modules))
-    for verb in (*cli.stage_functions(), "generate", "promote", "params", "doctor", "import-checkpoint", "track"):
+    for verb in (
+        *cli.stage_functions(),
+        "generate",
+        "promote",
+        "params",
+        "doctor",
+        "import-checkpoint",
+        "corpus",
+        "track",
+    ):
         assert any(verb in line for line in text), verb
 
 
@@ -128,3 +137,21 @@ def test_doctor_reads_params_or_composes_a_scale_and_leaves_no_file(project: Pat
 
 def test_flush_of_a_project_without_runs_is_no_error(project: Path, siren: Siren) -> None:
     assert siren("track", "flush") == (0, "0 runs are in MLflow\n", "")
+
+
+def test_the_corpus_is_shown_as_far_as_it_is_made(project: Path, siren: Siren) -> None:
+    settings = yaml.safe_load(Path("params.yaml").read_text())
+    options = {"train": 2, "val": 1, "test_one": 1, "test_two": 0, "broken": 2}
+    settings["collect"]["fetch"]["sources"] = [{"kind": "scenes", "options": options}]
+    Path("params.yaml").write_text(yaml.safe_dump(settings))
+    for verb in ("fetch", "segment"):
+        assert siren(verb)[0] == 0
+    code, out, _ = siren("corpus", "--json")
+    found = json.loads(out)
+    assert (code, found["funnel"][0]) == (0, {"step": "found in the sources", "items": 6, "hours": 0.0})
+    assert found["quarantined"] == [{"stage": "segment", "reason": "empty", "items": 2}]
+    assert "CC0-1.0" in siren("corpus")[1]
+    code, out, _ = siren("corpus", "show", "scenes-broken-00000-zero-bytes")
+    assert "segment: quarantined\n  item: scenes-broken-00000-zero-bytes\n  reason: empty" in out
+    code, _, err = siren("corpus", "show", "nothing")
+    assert (code, "nothing in data/" in err) == (1, True)

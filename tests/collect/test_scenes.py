@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from siren import audio
-from siren.collect.sources import SOURCES, find, scenes
+from siren.collect.sources import SOURCES, collect, scenes
 from siren.collect.sources.broken import BROKEN
-from siren.config import Audio, ConfigError
+from siren.config import Audio, ConfigError, Source
 
 SETTINGS = Audio(16000, 1.6)
 SMALL: dict[str, Any] = {"train": 30, "val": 6, "test_one": 12, "test_two": 8, "broken": 3, "seconds": 1.6}
@@ -73,7 +73,7 @@ def test_an_unknown_relation_event_or_option_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="val"):
         SOURCES["scenes"]({"train": 3}, tmp_path, SETTINGS, 0)
     with pytest.raises(ConfigError, match="'scene'"):
-        find("scene")
+        collect([Source("scene", {})], tmp_path, SETTINGS, 0)
 
 
 def test_test_wordings_are_not_trained_on_and_bring_new_words() -> None:

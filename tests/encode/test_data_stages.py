@@ -51,7 +51,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> settings.Config:
     selection = dataclasses.replace(config.filter.select, rl_prompts=8, val_pairs=4)
     return dataclasses.replace(
         config,
-        collect=dataclasses.replace(config.collect, fetch=settings.Fetch((source,))),
+        collect=dataclasses.replace(config.collect, fetch=dataclasses.replace(config.collect.fetch, sources=(source,))),
         filter=dataclasses.replace(config.filter, select=selection),
     )
 
@@ -91,7 +91,8 @@ def test_a_failing_gate_stops_but_leaves_its_report(config: settings.Config) -> 
 def test_a_source_without_one_good_row_is_an_error_that_names_a_line(config: settings.Config) -> None:
     Path("sounds").mkdir()
     Path("sounds/manifest.csv").write_text("file,caption\n../secret.wav,a dog\n")
-    fetch = settings.Fetch((settings.Source("folder", {"path": "sounds"}),))
+    source = settings.Source("folder", {"path": "sounds"})
+    fetch = dataclasses.replace(config.collect.fetch, sources=(source,))
     config = dataclasses.replace(config, collect=dataclasses.replace(config.collect, fetch=fetch))
     with pytest.raises(ValueError, match=r"no clip is left, .* manifest.csv line 2: file '../secret.wav' lies outside"):
         stages.fetch(config)

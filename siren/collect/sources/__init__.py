@@ -1,23 +1,51 @@
-"""Where clips come from. A source is one file and one entry of `SOURCES`.
+"""Where clips come from. A source is one file and one entry of `SOURCES` or `REMOTE`.
 
-A source is a function `(options, folder, audio, seed) -> (rows, quarantine)`: it writes sound files under
+One of `SOURCES` is a function `(options, folder, audio, seed) -> (rows, quarantine)`: it writes sound files under
 `folder/audio` and returns one row for each clip (the columns of `CLIPS_SCHEMA`) and one row for each thing it had
-to leave out, with the reason.
+to leave out, with the reason. One of `REMOTE` is a function `(options, downloader) -> items`: it reads the index of its
+dataset and says where the sounds are; `siren.collect.fetch` gets them. Each of those takes the option `limit`, too.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from siren.collect.sources import folder, scenes
-from siren.config import Audio, ConfigError, Source
+from siren.collect.fetch import licences
+from siren.collect.fetch.download import Downloader
+from siren.collect.fetch.media import Item, Row, obtain
+from siren.collect.sources import (
+    audiocaps,
+    audioset,
+    avsync15,
+    bbc,
+    clotho,
+    esc50,
+    folder,
+    freesound,
+    scenes,
+    soundbible,
+    vggsound,
+)
+from siren.config import Audio, ConfigError, Source, require
 
 Rows = list[dict[str, Any]]
 SourceFunction = Callable[[dict[str, Any], Path, Audio, int], tuple[Rows, Rows]]
 
 SOURCES: dict[str, SourceFunction] = {"scenes": scenes.fetch, "folder": folder.fetch}
+REMOTE: dict[str, Callable[[dict[str, Any], Downloader], Iterator[Item | Row]]] = {
+    "audiocaps": audiocaps.items,
+    "audioset": audioset.items,
+    "avsync15": avsync15.items,
+    "bbc": bbc.items,
+    "clotho": clotho.items,
+    "esc50": esc50.items,
+    "freesound": freesound.items,
+    "soundbible": soundbible.items,
+    "vggsound": vggsound.items,
+}
 
 CLIPS_SCHEMA = pa.schema(
     [
@@ -38,25 +66,38 @@ CLIPS_SCHEMA = pa.schema(
 )
 
 
-def find(kind: str) -> SourceFunction:
-    """The source of this name. Raises `ConfigError` naming those there are."""
-    if kind not in SOURCES:
-        raise ConfigError(f"collect.fetch.sources has kind {kind!r}; there are {', '.join(SOURCES)}")
-    return SOURCES[kind]
-
-
 def collect(
-    sources: Sequence[Source], folder: Path, audio: Audio, seed: int
+    sources: Sequence[Source],
+    folder: Path,
+    audio: Audio,
+    seed: int,
+    downloader: Downloader | None = None,
+    wanted: Sequence[str] | None = None,
 ) -> tuple[pa.Table, list[dict[str, str]], int]:
     """All sources into one folder: the clips (`CLIPS_SCHEMA`), what was left out, and how many there were.
 
-    Left out here: an id used before, a file with the bytes of an earlier one, and a clip of a recording of which
-    earlier clips are in another split. What was named first is kept.
+    Left out here: a clip whose licence is not one of those wanted, an id used before, a file with the bytes of an
+    earlier one, and a clip of a recording (or of a file) of which earlier clips are in another split. What was named
+    first is kept, so the source with the held-out test comes first. Sources of `REMOTE` need a downloader.
     """
     rows: Rows = []
     quarantine: Rows = []
     for source in sources:
-        found, bad = find(source.kind)(source.options, folder, audio, seed)
+        if source.kind in SOURCES:
+            found, bad = SOURCES[source.kind](source.options, folder, audio, seed)
+        elif source.kind in REMOTE:
+            if downloader is None:
+                raise ValueError(f"the source {source.kind} comes over the network; pass a downloader")
+            options = {key: value for key, value in source.options.items() if key != "limit"}
+            limit = source.options.get("limit")
+            require(
+                limit is None or (isinstance(limit, int) and limit > 0), f"{source.kind}: limit is {limit!r}; a count"
+            )
+            items = itertools.islice(REMOTE[source.kind](options, downloader), limit)
+            found, bad = obtain(items, source.kind, folder, downloader, wanted)
+        else:
+            kinds = ", ".join([*SOURCES, *REMOTE])
+            raise ConfigError(f"collect.fetch.sources has kind {source.kind!r}; there are {kinds}")
         rows += found
         quarantine += bad
     total = len(rows) + len(quarantine)
@@ -66,8 +107,11 @@ def collect(
     splits: dict[str, tuple[str, str]] = {}
     for row in rows:
         content = (row["sha256"], row["start"], row["end"])
-        split, first = splits.get(row["recording_id"], (row["split"], row["id"]))
-        if row["id"] in ids:
+        names = (row["recording_id"], f"sha256:{row['sha256']}")  # a file is a recording, whatever it is called
+        split, first = next((splits[name] for name in names if name in splits), (row["split"], row["id"]))
+        if not licences.allowed(row["licence"], wanted):
+            reason, detail = "licence", f"its licence is {licences.normalise(row['licence'])}"
+        elif row["id"] in ids:
             reason, detail = "duplicate_id", f"id {row['id']!r} was used by an earlier source"
         elif content in files:
             reason, detail = "duplicate", f"the same bytes as {files[content]!r}"
@@ -76,7 +120,7 @@ def collect(
         else:
             ids.add(row["id"])
             files[content] = row["id"]
-            splits[row["recording_id"]] = (split, first)
+            splits |= dict.fromkeys(names, (split, first))
             kept.append(row)
             continue
         quarantine.append({"item": row["id"], "stage": "fetch", "reason": reason, "detail": detail})

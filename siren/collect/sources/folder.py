@@ -9,11 +9,9 @@ Files are copied under a name made of their content, so names in the folder may 
 
 import csv
 import difflib
-import hashlib
 import itertools
 import json
 import math
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -22,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from siren.collect.fetch.media import place
 from siren.config import Audio, ConfigError, require
 from siren.progress import track
 
@@ -96,7 +95,7 @@ def fetch(options: dict[str, Any], folder: Path, audio: Audio, seed: int) -> tup
             full = settings.limit is not None and len(clips) >= settings.limit
             if full or (settings.limit_per_label is not None and taken[key] >= settings.limit_per_label):
                 continue
-            clips[clip["id"]] = clip | _copy(source, folder)
+            clips[clip["id"]] = clip | place(source, folder)
             files[part] = clip["id"]
             taken[key] += 1
         except BadRow as row:
@@ -265,16 +264,6 @@ def _merge(clip: dict[str, Any], other: dict[str, Any]) -> None:
             raise BadRow("duplicate_file", f"its file was used by {clip['id']!r} with another {key}")
     for key in ("captions", "labels"):
         clip[key] += [text for text in other[key] if text not in clip[key]]
-
-
-def _copy(source: Path, folder: Path) -> dict[str, str]:
-    """Copy a file to where its content puts it. A copy and never a link: versioning makes its files read-only."""
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    suffix = source.suffix.lower() if source.suffix[1:].isalnum() and source.suffix.isascii() else ""
-    path = folder / "audio" / f"{digest[:24]}{suffix[:8]}"
-    if not path.exists():
-        shutil.copyfile(source, path)
-    return {"path": f"audio/{path.name}", "sha256": digest}
 
 
 def _assign_splits(clips: list[dict[str, Any]], settings: Options, seed: int) -> None:

@@ -1,0 +1,1 @@
+"""How clips come over a network: one downloader, media out of archives and videos, licences by one name."""
