@@ -664,17 +664,77 @@ def claims(seeds: Sequence[int], config: Config, steps: int | None = None, only:
     )
     about = {"scale": config.scale, "steps": stage1.training.steps, "batch": stage1.training.batch_size}
     about |= {"pairs": len(tokens), "held-out pairs": len(validation)}
-    results: list[tried.Result] = []
-    for result in tried.run(only or tried.needed(), seeds, world, Path(".siren/claims")):
-        results.append(result)  # the report so far is written at once: a run that is stopped leaves what it has
-        found = tried.report(results, about)
-        _write_report("claims.json", found)
-        (REPORTS / "claims.md").write_text(tried.markdown(found), encoding="utf-8")
-    print((REPORTS / "claims.md").read_text(encoding="utf-8"))
+    results = tried.run(only or tried.needed(), seeds, world, Path(".siren/claims"))
+    _write_claims("claims", results, lambda found: tried.report(found, about))
 
 
-def _judged(config: Config, codec: Any, device: str) -> tuple[Any, dict[str, Any]]:
-    """How `claims` makes and judges a model's clips, and all that this depends on; (None, {}) without judges."""
+def alignment_claims(seeds: Sequence[int], config: Config, steps: int | None = None, only: Sequence[str] = ()) -> None:
+    """The paper's claims about alignment: aligns and judges each arm at each seed; reports/alignment.json and .md.
+
+    Like `claims`, from the stage-1 model of the pipeline. Raises ValueError where there are no judges.
+    """
+    import dataclasses
+
+    from siren.align import anticausal
+    from siren.encode.tokens import read_tokens
+    from siren.evaluate import alignment as tried
+    from siren.evaluate import claims
+    from siren.generate.bundle import load_model
+    from siren.networks import codec as codecs
+    from siren.randomness import item_seed
+
+    device, folders, settings = _device(), _stage1_folders(config), config.align
+    if steps is not None:
+        settings = dataclasses.replace(settings, steps=steps, warmup_steps=min(settings.warmup_steps, steps - 1))
+    codec = codecs.load(MODELS / "codec", device)
+    prompts = read_tokens(TOKENS, "rl", codec.fingerprint())
+    frames = _frames(config.filter.score.crop_seconds, codec)
+    hear, heard_with = _judged(
+        config, codec, device, ("fd", "fad", "event_accuracy", "both_heard", "imagebind", "clap")
+    )
+    if hear is None:
+        raise ValueError("alignment cannot be compared without judges; run `dvc repro judge clap imagebind`")
+
+    def align(model: Any, arm: Any, seed: int, log: Any, checkpoint: Any) -> list[int]:
+        reward = _reward(config, codec, model, prompts, device)
+        own = item_seed(seed, "align")  # the seed that the stage takes
+        return anticausal.align(model, prompts, codec.decode, reward, arm, frames, own, log, checkpoint, device)
+
+    world = tried.World(
+        settings,
+        lambda: load_model(folders, codec.fingerprint()).to(device).eval(),
+        align,
+        hear,
+        {**_made_with("rl"), "stage1": _hashes(folders), "rewards": _hashes([MODELS / "imagebind", MODELS / "clap"])},
+        heard_with,
+    )
+    about = {"scale": config.scale, "steps": settings.steps, "prompts": settings.prompts_per_step}
+    about |= {"rollouts of each": settings.group_size, "learning rate": settings.learning_rate}
+    results = tried.run(only or tried.NEEDED, seeds, world, Path(".siren/claims"))
+    title = "The paper's claims about alignment, tried here"
+    _write_claims("alignment", results, lambda found: claims.report(found, about, tried.CLAIMS, title))
+
+
+def _write_claims(name: str, results: Any, report: Callable[[list[Any]], dict[str, Any]]) -> None:
+    """The report so far after each result: a run that is stopped leaves what it has."""
+    from siren.evaluate.claims import markdown
+
+    page, found = REPORTS / f"{name}.md", []
+    for result in results:
+        found.append(result)
+        made = report(found)
+        _write_report(f"{name}.json", made)
+        page.write_text(markdown(made), encoding="utf-8")
+    print(page.read_text(encoding="utf-8"))
+
+
+def _judged(
+    config: Config, codec: Any, device: str, wanted: Sequence[str] = ("fd", "fad", "event_accuracy", "both_heard")
+) -> tuple[Any, dict[str, Any]]:
+    """How `claims` makes and judges a model's clips, and all that this depends on; (None, {}) without judges.
+
+    The `wanted` measures of the text-audio networks come prompt by prompt as well.
+    """
     import dataclasses
 
     from siren.encode.tokens import read_tokens
@@ -694,15 +754,19 @@ def _judged(config: Config, codec: Any, device: str) -> tuple[Any, dict[str, Any
     others = clap.load(MODELS / "clap", device), imagebind.load(MODELS / "imagebind", device)
     settings = dataclasses.replace(config.evaluate.evaluate, bootstrap=1)  # the intervals here are over seeds
 
-    def hear(name: str, model: Any, seed: int) -> dict[str, float]:
+    by_prompt = [name for name in ("imagebind", "clap") if name in wanted]
+
+    def hear(name: str, model: Any, seed: int) -> dict[str, Any]:
         seeds = [item_seed(seed, "sample", prompt, 0) for prompt in prompts.ids]
         wavs = sample_tokens(model, codec, prompts, seeds, frames, config.evaluate.sample, f"{name} {seed}")
         rate, named = config.audio.sample_rate, _network_names(config)
         found = measure({"stage1": wavs}, _rows(prompts), real, judges, *others, settings, seed, rate, device, named)
-        entries = {
-            m: goals.find(found.metrics["arms"]["stage1"], m) for m in ("fd", "fad", "event_accuracy", "both_heard")
-        }
-        return {m: entry["value"] for m, entry in entries.items() if entry is not None}
+        entries = {m: goals.find(found.metrics["arms"]["stage1"], m) for m in wanted}
+        heard: dict[str, Any] = {m: entry["value"] for m, entry in entries.items() if entry is not None}
+        if by_prompt:
+            clips = [clip for clip in found.clips if clip["arm"] == "stage1"]
+            heard["prompts"] = {m: [clip[m] for clip in clips] for m in by_prompt}
+        return heard
 
     sampling = to_dict(config.evaluate.sample.sampling)
     return hear, {"sampling": sampling, "networks": _hashes(folders), **_made_with("test")}

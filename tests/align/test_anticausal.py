@@ -81,6 +81,15 @@ def weights(model):
     return {k: v.clone() for k, v in model.state_dict().items()}
 
 
+def apart(weights, others, start):
+    """How far two sets of weights are apart, as a share of how far one of them moved. Weight by weight they need not be
+    close: Adam makes full steps of gradients that are 0 but for rounding (biases of keys)."""
+    norms = [
+        torch.cat([(a[k] - b[k]).flatten() for k in start]).norm() for a, b in ((weights, others), (weights, start))
+    ]
+    return (norms[0] / norms[1]).item()
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -165,8 +174,7 @@ def test_parts_of_a_step_are_the_step():
     for one, other in zip(a, b, strict=True):
         for name in set(one) - {n for n in one if n.startswith("seconds") or n == "ratio_off"}:
             assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5), name
-    for name, value in whole.state_dict().items():
-        torch.testing.assert_close(parts.state_dict()[name], value, atol=5e-3, rtol=0)  # of 0.12 that Adam can go
+    assert apart(whole.state_dict(), parts.state_dict(), builders.model(3).state_dict()) < 0.02
 
 
 def test_a_reward_that_is_no_number_drops_the_rollout_and_too_many_stop_the_run():
