@@ -41,7 +41,7 @@ from siren.train.loop import Checkpoint, Log, set_learning_rate
 from siren.train.stage1 import share
 
 Decode = Callable[[Int[Tensor, "B K T"]], Float[Tensor, "B S"]]
-Look = Callable[[int], dict[str, float]]  # what held-out prompts say of the model as it is, at this step
+Look = Callable[[int], dict[str, float]]  # what held-out prompts say of the model as it is; `held_out_fad` is needed
 
 
 @dataclass
@@ -72,7 +72,8 @@ def align(
 
     Logged at every step: reward and its spread, the shares of rollouts kept, clipped, failed and in groups of equal
     rewards, KL to stage 1, entropy and diversity of the policy, what `look` found, and seconds of each part.
-    Raises ValueError for a reward that fails too often, RuntimeError where it breaks down or the first ratio is not 1.
+    Raises ValueError for a reward that fails too often, RuntimeError where it breaks down or the first ratio is not 1,
+    FloatingPointError for a gradient that is not finite. The last checkpoint is from before the step that failed.
     """
     policies = learners(model, settings)
     references, trained = copy.deepcopy(policies), nn.ModuleList(policies)
@@ -216,9 +217,11 @@ def update(
             loss.backward()
             seen.append(weight * figure)
         add_gradients(parameters, ranks)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm or math.inf).item()
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"align: the gradient norm is {norm}; lower align.learning_rate, and go on")
         optimiser.step()
-        figures |= {told: total(seen, device, ranks), "gradient_norm": norm.item()}
+        figures |= {told: total(seen, device, ranks), "gradient_norm": norm}
     with torch.no_grad():
         pairs = zip(chunks, anchors, weights, strict=True)
         kls = [w * objective.kl_to_reference(likelihoods(policies, c, whole)[0], anchor) for c, anchor, w in pairs]

@@ -207,6 +207,15 @@ def test_a_reward_that_breaks_down_names_the_step():
         run(builders.model(3), breaks)
 
 
+def test_a_gradient_that_is_not_finite_moves_nothing():
+    model = builders.model(3)
+    before = weights(model)
+    infinite = changed(kl_weight=float("inf"))
+    with pytest.raises(FloatingPointError, match=r"the gradient norm is nan; lower align\.learning_rate"):
+        run(model, settings=infinite)
+    assert not moved(model, before)
+
+
 def test_sampling_and_training_that_disagree_stop_the_run(monkeypatch):
     sample = anticausal.sample
 
