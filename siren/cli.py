@@ -247,13 +247,17 @@ def export_checkpoint(
 @app.command(rich_help_panel=PEOPLE)
 def claims(
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0, 1, ...; an interval needs at least 2.")] = 3,
-    steps: Annotated[int | None, typer.Option(min=1, help="Of each training; by default train.stage1's.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of each training; by default those of params.yaml.")] = None,
     arm: Annotated[list[str] | None, typer.Option(help="Only this arm; may be given again.")] = None,
+    alignment: Annotated[
+        bool, typer.Option("--alignment", help="Those about alignment: reports/alignment.md.")
+    ] = False,
 ) -> None:
     """Try the paper's claims about its arms: train, sample and judge each at some seeds; reports/claims.md."""
     from siren import config, stages
 
-    stages.claims(range(seeds), config.load(), steps, arm or ())
+    tried = stages.alignment_claims if alignment else stages.claims
+    tried(range(seeds), config.load(), steps, arm or ())
 
 
 @corpus.callback()

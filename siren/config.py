@@ -317,8 +317,51 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Rewards:
+    """Weights of what alignment rewards; the reward is the weighted sum (`siren.align.rewards`). 0 leaves one out."""
+
+    imagebind: float  # cosine of clip and prompt (Eq. 8)
+    clap: float  # the same by the network that conditions the model
+    t5: float  # the same against a frozen T5, see align.t5
+    agreement: float  # minus the distance between what the first transformer says and what all say
+
+    def __post_init__(self) -> None:
+        require(
+            any(vars(self).values()), "align.rewards are all 0; give one of them a weight, such as align.rewards.clap=1"
+        )
+
+
+@dataclass(frozen=True)
+class Dpo:
+    beta: float  # how strongly the policy is held to stage 1
+    winner_weight: float  # of the winner's cross entropy per code; 0 for none
+
+    def __post_init__(self) -> None:
+        require(self.beta > 0, f"align.dpo.beta is {self.beta}; it must be positive")
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Whether alignment is still an improvement, or only a higher reward (`siren.evaluate.watching`)."""
+
+    every: int | None  # steps between looks at held-out prompts; null for none
+    prompts: int
+    sounds: int  # how many of the clips are kept in MLflow at every look
+    max_kl: float | None  # nats per code to stage 1; above it the run ends
+    max_fad_rise: float | None  # over stage 1, as a share of it; above it the run ends
+
+    def __post_init__(self) -> None:
+        require(self.every is None or self.every >= 1, f"align.watch.every is {self.every}; at least 1, or null")
+        require(self.prompts >= 2, f"align.watch.prompts is {self.prompts}; at least 2 are needed")
+        require(
+            self.max_fad_rise is None or self.every is not None,
+            "align.watch.max_fad_rise needs FAD to be measured; set align.watch.every to a number of steps",
+        )
+
+
+@dataclass(frozen=True)
 class Align:
-    """Anti-causal alignment (paper section 4.2, Eq. 8-11)."""
+    """Anti-causal alignment (paper section 4.2, Eq. 8-11), and what it is compared with."""
 
     steps: int
     prompts_per_step: int
@@ -331,13 +374,57 @@ class Align:
     min_advantage: float  # gamma
     clip_norm: float
     temperature: float
+    top_k: int | None  # of rollouts, and of the policy in the ratio; the paper has neither
+    top_p: float | None
     guidance: float | None  # of the policy; best that of sampling, needs stage 1 with text dropped
+    direction: Literal["anti-causal", "causal"]  # the first transformers learn, or the last ones (Table 7)
+    transformers: int  # how many of them
+    method: Literal["rl", "dpo"]
+    dpo: Dpo
+    rewards: Rewards
+    t5: str | None  # a folder or a hub name, for rewards.t5
+    advantage_scale: Literal["group", "batch"]  # whose standard deviation rewards are divided by
+    kl_weight: float  # of the KL to stage 1 in the loss; the paper has none
+    entropy_weight: float  # likewise, of the entropy of the policy
+    max_failed: float  # share of a step's rewards that may be no number before the run stops
+    ratio_tolerance: float  # of the first ratio; guidance and temperature multiply it as they multiply rounding
+    batch_size: int | None  # clips decoded, judged and differentiated at once; null for all of a step
+    watch: Watch
     checkpoint_every: int
 
     def __post_init__(self) -> None:
         require(self.group_size >= 2, f"align.group_size is {self.group_size}; a group needs at least 2 rollouts")
         require(0 < self.clip_low < 1, f"align.clip_low is {self.clip_low}; it lies in (0, 1)")
         require(self.clip_high > 0, f"align.clip_high is {self.clip_high}; it must be positive")
+        for name in ("transformers", "inner_steps"):
+            require(getattr(self, name) >= 1, f"align.{name} is {getattr(self, name)}; at least 1 is needed")
+        for name in ("kl_weight", "entropy_weight"):
+            require(getattr(self, name) >= 0, f"align.{name} is {getattr(self, name)}; 0 or more")
+        require(0 <= self.max_failed <= 1, f"align.max_failed is {self.max_failed}; a share lies in [0, 1]")
+        require(
+            self.batch_size is None or (self.batch_size >= 2 and self.batch_size % 2 == 0),
+            f"align.batch_size is {self.batch_size}; even, because DPO takes pairs, or null",
+        )
+        whole = self.top_k is None and self.top_p is None
+        require(
+            whole or (self.method == "rl" and not self.kl_weight),
+            f"align.top_k is {self.top_k} and align.top_p {self.top_p} with method {self.method!r} and kl_weight "
+            f"{self.kl_weight}: a code that is cut off has no likelihood to compare; set both to null",
+        )
+        require(
+            self.method == "rl" or not (self.kl_weight or self.entropy_weight),
+            f"align.kl_weight is {self.kl_weight} and entropy_weight {self.entropy_weight} with method 'dpo', whose "
+            "beta does that; set both to 0",
+        )
+        require(
+            not self.rewards.t5 or self.t5 is not None,
+            f"align.rewards.t5 is {self.rewards.t5} with align.t5 null; name a T5, such as google/flan-t5-base",
+        )
+
+    @property
+    def sampling(self) -> Sampling:
+        """The distribution that rollouts are drawn from."""
+        return Sampling(self.temperature, self.top_k, self.top_p, self.guidance)
 
 
 @dataclass(frozen=True)
@@ -389,6 +476,10 @@ class Config:
             codebooks % count == 0,
             f"model.transformers are {count}, and networks.codec.architecture.num_codebooks is {codebooks}: "
             f"{codebooks} codebooks cannot be shared out evenly among {count} transformers",
+        )
+        require(
+            self.align.transformers <= count,
+            f"align.transformers is {self.align.transformers}; the model has {count} of them",
         )
         guidance = self.evaluate.sample.sampling.guidance
         require(

@@ -295,40 +295,119 @@ def _stage1(config: Config, k: int, ranks: Any, run: tracking.Run | None) -> Non
 
 
 def align(config: Config) -> None:
-    """Align transformer 0 to the others' preferences: stage 1 and the reward to models/aligned."""
+    """Align the first transformer to the others' preferences: stage 1 and the reward to models/aligned."""
+    from siren.train import distributed
+
+    if distributed.launch(["align"]):
+        return
+    with distributed.join() as ranks:
+        if ranks.rank:
+            _align(config, ranks, None)
+        else:
+            with tracking.stage("align", config, sections=("seed", "align")) as run:
+                _align(config, ranks, run)
+
+
+def _align(config: Config, ranks: Any, run: tracking.Run | None) -> None:
+    """What each process of the alignment does; the one that has a run keeps the record and writes the result."""
     from siren.align import anticausal
     from siren.encode.tokens import read_tokens
     from siren.generate.bundle import load_model, save_transformer
     from siren.networks import codec as codecs
-    from siren.networks import imagebind
     from siren.randomness import item_seed
     from siren.train.loop import Curve
 
-    with tracking.stage("align", config, sections=("seed", "align")) as run:
-        device = _device()
-        codec = codecs.load(MODELS / "codec", device)
-        prompts = read_tokens(TOKENS, "rl", codec.fingerprint())
-        model = load_model(_stage1_folders(config), codec.fingerprint()).to(device)
-        judge = imagebind.load(MODELS / "imagebind", device)
-        made_with = _made_with("rl")
-        start = _hashes(_stage1_folders(config))
-        checkpoint = _checkpoint("align", align=config.align, seed=config.seed, data=made_with, stage1=start)
-        curve = Curve(run.log, checkpoint.folder)
-        anticausal.align(
-            model,
-            prompts,
-            codec.decode,
-            lambda wavs, captions: (judge.embed_audio(wavs) * judge.embed_text(captions)).sum(-1),
-            config.align,
-            _frames(config.filter.score.crop_seconds, codec),
-            item_seed(config.seed, "align"),
-            curve,
-            checkpoint,
-            device,
-        )
-        save_transformer(MODELS / "aligned", model[0], made_with)
+    device, settings, folders = _device(), config.align, _stage1_folders(config)
+    codec = codecs.load(MODELS / "codec", device)
+    prompts = read_tokens(TOKENS, "rl", codec.fingerprint())
+    model = load_model(folders, codec.fingerprint()).to(device)
+    made_with, seed = _made_with("rl"), item_seed(config.seed, "align")
+    parts: dict[str, Any] = {"stage1": _hashes(folders), "rewards": _hashes([MODELS / "imagebind", MODELS / "clap"])}
+    checkpoint = _checkpoint("align", align=settings, seed=config.seed, data=made_with, **parts)
+    curve = Curve(run.log, checkpoint.folder) if run else None
+    frames = _frames(config.filter.score.crop_seconds, codec)
+    moved = anticausal.align(
+        model,
+        prompts,
+        codec.decode,
+        _reward(config, codec, model, prompts, device),
+        settings,
+        frames,
+        seed,
+        curve or (lambda step, metrics: None),
+        checkpoint,
+        device,
+        ranks,
+        _look(config, codec, model, frames, seed, run, device) if run and settings.watch.every else None,
+    )
+    if run and curve:
+        for k in moved:
+            save_transformer(MODELS / "aligned" / str(k), model[k], made_with)
         curve.write(REPORTS / "curves" / "align.csv")
         checkpoint.clear()
+
+
+def _reward(config: Config, codec: Any, model: Any, prompts: Any, device: str) -> Any:
+    """What `align.rewards` asks for, of the networks of this pipeline."""
+    import torch
+
+    from siren.align import rewards
+    from siren.networks import clap, imagebind
+
+    weights = {name: weight for name, weight in to_dict(config.align.rewards).items() if weight}
+    judge = imagebind.load(MODELS / "imagebind", device) if {"imagebind", "t5"} & set(weights) else None
+
+    def t5() -> Any:
+        from siren.networks.t5 import T5Alignment
+
+        assert config.align.t5 is not None  # config.Align holds it
+        assert judge is not None
+        real, size = torch.from_numpy(_recordings(list(prompts.ids))).to(device), config.evaluate.evaluate.batch_size
+        with torch.no_grad():
+            heard = torch.cat([judge.embed_audio(part) for part in real.split(size)])
+        return T5Alignment(config.align.t5, judge).to(device).fit(heard, list(prompts.captions))
+
+    made: dict[str, Callable[[], Any]] = {
+        "imagebind": lambda: rewards.cosine(judge),
+        "clap": lambda: rewards.cosine(clap.load(MODELS / "clap", device)),
+        "t5": lambda: rewards.cosine(t5()),
+        "agreement": lambda: rewards.agreement(codec.tables().latents().detach().to(device), model[0].group),
+    }
+    return rewards.weighted({name: made[name]() for name in weights}, weights)
+
+
+def _look(config: Config, codec: Any, model: Any, frames: int, seed: int, run: tracking.Run, device: str) -> Any:
+    """How the alignment watches itself on held-out prompts: see `siren.evaluate.watching`."""
+    from siren.encode.tokens import read_tokens
+    from siren.evaluate import watching
+
+    held_out = read_tokens(TOKENS, "val", codec.fingerprint())
+    prompts = held_out.take(watching.spread(len(held_out), config.align.watch.prompts))
+
+    def keep(name: str, wav: Any, step: int) -> None:
+        run.audio(name, wav, codec.sample_rate, step)
+
+    real = _recordings(prompts.ids)
+    return watching.watcher(model, codec, prompts, real, _ears(config, device), config.align, frames, seed, keep)
+
+
+def _ears(config: Config, device: str) -> Any:
+    """Every network that judges clips."""
+    from siren.evaluate.hearing import Ears
+    from siren.networks import clap, imagebind, judge
+
+    judges = {kind: judge.load(MODELS / "judge" / role, device) for kind, role in EARS.items()}
+    others = clap.load(MODELS / "clap", device), imagebind.load(MODELS / "imagebind", device)
+    rate, batch = config.audio.sample_rate, config.evaluate.evaluate.batch_size
+    return Ears(judges["cnn14"], judges["vggish"], *others, rate, batch, device)
+
+
+def _aligned_folders(config: Config) -> list[Path]:
+    """All transformers of the aligned model: those that alignment moved, and stage 1's. ValueError for none of them."""
+    moved = {path.parent.name: path.parent for path in (MODELS / "aligned").glob("*/model.safetensors")}
+    if not moved:
+        raise ValueError(f"no aligned transformer in {MODELS / 'aligned'}; run `siren align`")
+    return [moved.get(folder.name, folder) for folder in _stage1_folders(config)]
 
 
 def sample(config: Config) -> None:
@@ -350,7 +429,7 @@ def sample(config: Config) -> None:
         models = {
             "untrained": Siren([_untrained(config, codec, prompts.text_width, k) for k in config.model.transformers]),
             "stage1": load_model(folders, codec.fingerprint()),
-            "aligned": load_model([MODELS / "aligned", *folders[1:]], codec.fingerprint()),
+            "aligned": load_model(_aligned_folders(config), codec.fingerprint()),
         }
 
         def clips(arm: str, label: str, candidate: int = 0) -> Any:
@@ -504,7 +583,8 @@ def _funnel(records: Any) -> list[tuple[str, int, str]]:
 
 def _lineage(config: Config, listing: dict[str, Any]) -> list[tuple[str, str]]:
     """What the report was made from, by hash."""
-    made_with, folders = _made_with("test"), [*_stage1_folders(config), MODELS / "aligned"]
+    stage1, made_with = _stage1_folders(config), _made_with("test")
+    folders = [*stage1, *(folder for folder in _aligned_folders(config) if folder not in stage1)]
     given = ", ".join(f"{key} {value}" for key, value in listing["sampling"].items() if value is not None)
     weights = {f"weights of {folder.relative_to(MODELS)}": _hash(folder / "model.safetensors") for folder in folders}
     return [
@@ -592,17 +672,77 @@ def claims(seeds: Sequence[int], config: Config, steps: int | None = None, only:
     )
     about = {"scale": config.scale, "steps": stage1.training.steps, "batch": stage1.training.batch_size}
     about |= {"pairs": len(tokens), "held-out pairs": len(validation)}
-    results: list[tried.Result] = []
-    for result in tried.run(only or tried.needed(), seeds, world, Path(".siren/claims")):
-        results.append(result)  # the report so far is written at once: a run that is stopped leaves what it has
-        found = tried.report(results, about)
-        _write_report("claims.json", found)
-        (REPORTS / "claims.md").write_text(tried.markdown(found), encoding="utf-8")
-    print((REPORTS / "claims.md").read_text(encoding="utf-8"))
+    results = tried.run(only or tried.needed(), seeds, world, Path(".siren/claims"))
+    _write_claims("claims", results, lambda found: tried.report(found, about))
 
 
-def _judged(config: Config, codec: Any, device: str) -> tuple[Any, dict[str, Any]]:
-    """How `claims` makes and judges a model's clips, and all that this depends on; (None, {}) without judges."""
+def alignment_claims(seeds: Sequence[int], config: Config, steps: int | None = None, only: Sequence[str] = ()) -> None:
+    """The paper's claims about alignment: aligns and judges each arm at each seed; reports/alignment.json and .md.
+
+    Like `claims`, from the stage-1 model of the pipeline. Raises ValueError where there are no judges.
+    """
+    import dataclasses
+
+    from siren.align import anticausal
+    from siren.encode.tokens import read_tokens
+    from siren.evaluate import alignment as tried
+    from siren.evaluate import claims
+    from siren.generate.bundle import load_model
+    from siren.networks import codec as codecs
+    from siren.randomness import item_seed
+
+    device, folders, settings = _device(), _stage1_folders(config), config.align
+    if steps is not None:
+        settings = dataclasses.replace(settings, steps=steps, warmup_steps=min(settings.warmup_steps, steps - 1))
+    codec = codecs.load(MODELS / "codec", device)
+    prompts = read_tokens(TOKENS, "rl", codec.fingerprint())
+    frames = _frames(config.filter.score.crop_seconds, codec)
+    hear, heard_with = _judged(
+        config, codec, device, ("fd", "fad", "event_accuracy", "both_heard", "imagebind", "clap")
+    )
+    if hear is None:
+        raise ValueError("alignment cannot be compared without judges; run `dvc repro judge clap imagebind`")
+
+    def align(model: Any, arm: Any, seed: int, log: Any, checkpoint: Any) -> list[int]:
+        reward = _reward(config, codec, model, prompts, device)
+        own = item_seed(seed, "align")  # the seed that the stage takes
+        return anticausal.align(model, prompts, codec.decode, reward, arm, frames, own, log, checkpoint, device)
+
+    world = tried.World(
+        settings,
+        lambda: load_model(folders, codec.fingerprint()).to(device).eval(),
+        align,
+        hear,
+        {**_made_with("rl"), "stage1": _hashes(folders), "rewards": _hashes([MODELS / "imagebind", MODELS / "clap"])},
+        heard_with,
+    )
+    about = {"scale": config.scale, "steps": settings.steps, "prompts": settings.prompts_per_step}
+    about |= {"rollouts of each": settings.group_size, "learning rate": settings.learning_rate}
+    results = tried.run(only or tried.NEEDED, seeds, world, Path(".siren/claims"))
+    title = "The paper's claims about alignment, tried here"
+    _write_claims("alignment", results, lambda found: claims.report(found, about, tried.CLAIMS, title))
+
+
+def _write_claims(name: str, results: Any, report: Callable[[list[Any]], dict[str, Any]]) -> None:
+    """The report so far after each result: a run that is stopped leaves what it has."""
+    from siren.evaluate.claims import markdown
+
+    page, found = REPORTS / f"{name}.md", []
+    for result in results:
+        found.append(result)
+        made = report(found)
+        _write_report(f"{name}.json", made)
+        page.write_text(markdown(made), encoding="utf-8")
+    print(page.read_text(encoding="utf-8"))
+
+
+def _judged(
+    config: Config, codec: Any, device: str, wanted: Sequence[str] = ("fd", "fad", "event_accuracy", "both_heard")
+) -> tuple[Any, dict[str, Any]]:
+    """How `claims` makes and judges a model's clips, and all that this depends on; (None, {}) without judges.
+
+    The `wanted` measures of the text-audio networks come prompt by prompt as well.
+    """
     import dataclasses
 
     from siren.encode.tokens import read_tokens
@@ -622,15 +762,19 @@ def _judged(config: Config, codec: Any, device: str) -> tuple[Any, dict[str, Any
     others = clap.load(MODELS / "clap", device), imagebind.load(MODELS / "imagebind", device)
     settings = dataclasses.replace(config.evaluate.evaluate, bootstrap=1)  # the intervals here are over seeds
 
-    def hear(name: str, model: Any, seed: int) -> dict[str, float]:
+    by_prompt = [name for name in ("imagebind", "clap") if name in wanted]
+
+    def hear(name: str, model: Any, seed: int) -> dict[str, Any]:
         seeds = [item_seed(seed, "sample", prompt, 0) for prompt in prompts.ids]
         wavs = sample_tokens(model, codec, prompts, seeds, frames, config.evaluate.sample, f"{name} {seed}")
         rate, named = config.audio.sample_rate, _network_names(config)
         found = measure({"stage1": wavs}, _rows(prompts), real, judges, *others, settings, seed, rate, device, named)
-        entries = {
-            m: goals.find(found.metrics["arms"]["stage1"], m) for m in ("fd", "fad", "event_accuracy", "both_heard")
-        }
-        return {m: entry["value"] for m, entry in entries.items() if entry is not None}
+        entries = {m: goals.find(found.metrics["arms"]["stage1"], m) for m in wanted}
+        heard: dict[str, Any] = {m: entry["value"] for m, entry in entries.items() if entry is not None}
+        if by_prompt:
+            clips = [clip for clip in found.clips if clip["arm"] == "stage1"]
+            heard["prompts"] = {m: [clip[m] for clip in clips] for m in by_prompt}
+        return heard
 
     sampling = to_dict(config.evaluate.sample.sampling)
     return hear, {"sampling": sampling, "networks": _hashes(folders), **_made_with("test")}
@@ -640,7 +784,7 @@ def register(config: Config) -> None:
     """Everything the model needs to a version in the registry, alias challenger: reports/registered.json."""
     sections = ("evaluate.register", "evaluate.sample.sampling")
     with tracking.stage("register", config, sections=sections) as run:
-        parts = (_stage1_folders(config), MODELS / "aligned", MODELS / "codec", MODELS / "clap")
+        parts = (_aligned_folders(config), True, MODELS / "codec", MODELS / "clap")
         name, sampling = config.evaluate.register.name, config.evaluate.sample.sampling
         _, files = _register(run, config, name, parts, sampling, REPORTS / "metrics.json", config.scale, _licences())
         # Nothing here but what follows from the inputs: no version, no time, no commit.
@@ -652,13 +796,13 @@ def _register(
     run: tracking.Run,
     config: Config,
     name: str,
-    parts: tuple[list[Path], Path | None, Path, Path],
+    parts: tuple[list[Path], bool, Path, Path],
     sampling: Sampling,
     metrics: Path,
     scale: str,
     licences: list[dict[str, Any]],
 ) -> tuple[str, dict[str, str]]:
-    """A bundle of `parts` (transformers, the aligned one, codec, CLAP) to the registry → its address, its files."""
+    """A bundle of `parts` (transformers, whether aligned, codec, CLAP) to the registry → its address, its files."""
     import tempfile
 
     from siren import serving
@@ -705,7 +849,7 @@ def import_checkpoint(folder: Path, out: Path, codec: Path | None, clap: Path | 
         with tempfile.TemporaryDirectory() as scratch:
             metrics = Path(scratch) / "metrics.json"
             metrics.write_text("{}\n")  # it has not been evaluated here, and the gate to champion knows by that
-            address, _ = _register(run, config, name, (folders, None, codec, clap), sampling, metrics, "imported", [])
+            address, _ = _register(run, config, name, (folders, False, codec, clap), sampling, metrics, "imported", [])
     return [*said, f"{address}, alias challenger; not evaluated"]
 
 

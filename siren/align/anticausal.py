@@ -1,39 +1,47 @@
 """Anti-causal alignment (paper section 4.2, Algorithm 3): transformer 0 learns what the others prefer to follow.
 
-One step: the whole collaboration samples G clips for each of P prompts; the codec and the reward network turn each
-clip into one number; transformer 0, whose codes were the actions, is moved by the clipped objective for μ inner
-iterations; the next step samples from the moved policy. All other transformers, the codec and the reward are frozen.
+One step: the whole collaboration samples G clips for each of P prompts; the codec and the reward turn each clip into
+one number; transformer 0, whose codes were the actions, is moved by the clipped objective for μ inner iterations; the
+next step samples from the moved policy. All other transformers, the codec and the reward are frozen. What the paper
+compares this with is the same loop: more transformers, or the last ones (`causal`), or DPO on the best and the worst
+clip of each group.
 
 The sampler is the one users get. Its log-probabilities are the old policy's, so the ratio of the first inner iteration
 must be 1: anything else means that sampling and training disagree, and stops the run. Where users sample with
 guidance the policy is the guided distribution, on both sides of the ratio: one that is moved without it is pushed past
-its optimum by the guidance that comes on top.
+its optimum by the guidance that comes on top. So it is with truncation; a code that the moved policy would cut off has
+the ratio 0. Divergences from stage 1 are those of the distributions before truncation.
+
+With several processes each samples its share of the rollouts, all get all of them, and each differentiates its share
+of those that were kept, so pruning leaves no process idle.
 """
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from siren.align.objective import advantages, kept, kl_to_reference, policy_loss
+from siren.align import objective
+from siren.align.rewards import Reward, check
 from siren.config import Align, Sampling
 from siren.encode.tokens import Tokens
-from siren.generate.sampler import Rollout, guide, sample
+from siren.generate.sampler import Rollout, guide, sample, truncate
 from siren.model.siren import Siren
 from siren.model.transformer import ResidualTransformer
-from siren.progress import track
+from siren.progress import notice, track
 from siren.randomness import item_seed
 from siren.shapes import Float, Int
+from siren.train.distributed import ALONE, Ranks
 from siren.train.loop import Checkpoint, Log, set_learning_rate
+from siren.train.stage1 import share
 
 Decode = Callable[[Int[Tensor, "B K T"]], Float[Tensor, "B S"]]
-Reward = Callable[[Float[Tensor, "B S"], list[str]], Float[Tensor, " B"]]
-
-RATIO_TOLERANCE = 1e-3  # float32 sampling against float32 training: 1e-6 to 1e-5 is seen
+Look = Callable[[int], dict[str, float]]  # what held-out prompts say of the model as it is; `held_out_fad` is needed
 
 
 @dataclass
@@ -57,27 +65,64 @@ def align(
     log: Log,
     checkpoint: Checkpoint | None = None,
     device: str = "cpu",
-) -> None:
-    """Align transformer 0 of `model` in place. Logged: reward, its spread, kept and clipped shares, KL to stage 1."""
-    policy, reference = model[0], copy.deepcopy(model[0]).eval()
+    ranks: Ranks = ALONE,
+    look: Look | None = None,
+) -> list[int]:
+    """Align transformers of `model` in place → which ones.
+
+    Logged at every step: reward and its spread, the shares of rollouts kept, clipped, failed and in groups of equal
+    rewards, KL to stage 1, entropy and diversity of the policy, what `look` found, and seconds of each part.
+    Raises ValueError for a reward that fails too often, RuntimeError where it breaks down or the first ratio is not 1,
+    FloatingPointError for a gradient that is not finite. The last checkpoint is from before the step that failed.
+    """
+    policies = learners(model, settings)
+    references, trained = copy.deepcopy(policies), nn.ModuleList(policies)
     optimiser = torch.optim.AdamW(
-        policy.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        trained.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
     )
-    first_step = checkpoint.restore(policy, optimiser) if checkpoint else 0
-    sampling = Sampling(temperature=settings.temperature, top_k=None, top_p=None, guidance=settings.guidance)
-    model.eval()  # dropout off on both sides of the ratio
+    for each in (model, *references):
+        each.eval()  # dropout off on both sides of the ratio
+    every = settings.watch.every
+    stage1 = look(0) if look and every else {}  # before a checkpoint is restored: regressions are from stage 1
+    first_step = checkpoint.restore(trained, optimiser) if checkpoint else 0
+    step = first_step
     for step in track(range(first_step, settings.steps), "align", settings.steps, first_step, "step"):
+        looked = look(step) if look and every and step and step % every == 0 else stage1 if step == 0 else {}
+        clock = Clock(device)
         batch = draw_prompts(prompts, settings, seed, step, device)
-        rollout = sample(model, batch.states, batch.mask, batch.seeds, num_frames, sampling)
-        with torch.no_grad():
-            rewards = reward(decode(rollout.codes), batch.captions).float().cpu()
-        advantage = advantages(rewards.view(-1, settings.group_size)).flatten()
+        rollout = roll_out(model, batch, settings.sampling, num_frames, ranks)
+        clock.stop("rollout")
+        rewards = judge(rollout.codes, batch.captions, decode, reward, settings, step, ranks)
+        failed = check(rewards, batch.captions, settings.max_failed)
+        clock.stop("reward")
         set_learning_rate(optimiser, settings.learning_rate * min(1.0, (step + 1) / max(1, settings.warmup_steps)))
-        figures = update(policy, reference, optimiser, rollout, batch, advantage.to(device), settings)
-        spread = rewards.view(-1, settings.group_size).std(dim=1, correction=0).mean().item()
-        log(step, {"reward": rewards.mean().item(), "reward_group_std": spread, **figures})
-        if checkpoint and (step + 1) % settings.checkpoint_every == 0 and step + 1 < settings.steps:
-            checkpoint.save(step + 1, policy, optimiser)
+        groups = rewards.view(-1, settings.group_size)
+        figures = update(policies, references, optimiser, rollout, batch, groups, settings, ranks)
+        clock.stop("update")
+        own = owned(policies)
+        figures |= {"failed": failed, "entropy": -rollout.log_probs[:, own].mean().item()}
+        figures["diversity"] = objective.diversity(rollout.codes[:, own].unflatten(0, groups.shape))
+        log(step, summary(groups) | figures | looked | clock.seconds)
+        if stop := stops(settings, figures, looked, stage1, device, ranks):
+            notice(f"align: stopped after step {step}: {stop}")
+            break
+        if checkpoint and (step + 1) % settings.checkpoint_every == 0 and step + 1 < settings.steps and not ranks.rank:
+            checkpoint.save(step + 1, trained, optimiser)
+    if look and every:
+        log(step + 1, look(step + 1))
+    return [policy.index for policy in policies]
+
+
+def learners(model: Siren, settings: Align) -> list[ResidualTransformer]:
+    """The transformers whose codes are the actions: the first ones, or for the causal direction the last."""
+    count, total = settings.transformers, len(model)
+    first = 0 if settings.direction == "anti-causal" else total - count
+    return [model[k] for k in range(first, first + count)]
+
+
+def owned(policies: Sequence[ResidualTransformer]) -> slice:
+    """Their codebooks, which lie side by side."""
+    return slice(policies[0].first, policies[-1].first + policies[-1].group)
 
 
 def draw_prompts(prompts: Tokens, settings: Align, seed: int, step: int, device: str) -> Prompts:
@@ -97,49 +142,206 @@ def draw_prompts(prompts: Tokens, settings: Align, seed: int, step: int, device:
     return Prompts(captions, torch.from_numpy(states).to(device), torch.from_numpy(mask).to(device), seeds)
 
 
+def roll_out(model: Siren, batch: Prompts, sampling: Sampling, num_frames: int, ranks: Ranks = ALONE) -> Rollout:
+    """Clips for all prompts, each process sampling its share. Raises ValueError where shares cannot be equal."""
+    total = len(batch.seeds)
+    if total % ranks.world:
+        raise ValueError(
+            f"{total} rollouts (align.prompts_per_step times group_size) cannot be shared by {ranks.world} processes"
+        )
+    mine = share(total, ranks.rank, ranks.world)
+    rollout = sample(model, batch.states[mine], batch.mask[mine], batch.seeds[mine], num_frames, sampling)
+    return Rollout(ranks.gather(rollout.codes), ranks.gather(rollout.log_probs))
+
+
+@torch.no_grad()
+def judge(
+    codes: Int[Tensor, "B K T"],
+    captions: list[str],
+    decode: Decode,
+    reward: Reward,
+    settings: Align,
+    step: int,
+    ranks: Ranks = ALONE,
+) -> Float[Tensor, " B"]:
+    """The reward of every rollout, on the CPU. A reward that breaks down ends the run: the next would do so too."""
+    mine = range(*share(len(codes), ranks.rank, ranks.world).indices(len(codes)))
+    size = settings.batch_size or len(mine)
+    parts = []
+    try:
+        for rows in (slice(i, min(i + size, mine.stop)) for i in range(mine.start, mine.stop, size)):
+            parts.append(reward(codes[rows], decode(codes[rows]), captions[rows]).float())
+    except Exception as error:
+        raise RuntimeError(f"align: the reward broke down at step {step}: {type(error).__name__}: {error}") from error
+    return ranks.gather(torch.cat(parts)).cpu()
+
+
 def update(
-    policy: ResidualTransformer,
-    reference: ResidualTransformer,
+    policies: Sequence[ResidualTransformer],
+    references: Sequence[ResidualTransformer],
     optimiser: torch.optim.Optimizer,
     rollout: Rollout,
     batch: Prompts,
-    advantage: Float[Tensor, " B"],
+    rewards: Float[Tensor, "P G"],
     settings: Align,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """μ inner iterations on one batch of rollouts → figures of the last one."""
-    keep = kept(advantage, settings.min_advantage)
-    figures = {"kept": keep.float().mean().item(), "clip_fraction": 0.0, "kl": 0.0, "gradient_norm": 0.0}
-    if not keep.any():
-        return figures  # every group had equal rewards: nothing to learn from this step
-    own = slice(policy.first, policy.first + policy.group)
-    codes, states, mask = rollout.codes[keep], batch.states[keep], batch.mask[keep]
-    old = rollout.log_probs[keep][:, own]
-    for inner in range(settings.inner_steps):
-        log_probs = code_log_probs(policy, codes, states, mask, settings)
-        loss, step_figures = policy_loss(
-            log_probs, old, advantage[keep], len(advantage), settings.clip_low, settings.clip_high
-        )
-        if inner == 0 and step_figures["ratio_deviation"] > RATIO_TOLERANCE:
-            deviation = step_figures["ratio_deviation"]
-            raise RuntimeError(f"the first ratio is off 1 by {deviation:.2g}: sampling and training disagree")
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), settings.clip_norm or math.inf)
-        optimiser.step()
-        figures |= {"clip_fraction": step_figures["clip_fraction"], "gradient_norm": norm.item()}
+    device, rl = rollout.codes.device, settings.method == "rl"
+    advantage = objective.advantages(rewards, settings.advantage_scale).flatten().to(device)
+    units = objective.kept(advantage, settings.min_advantage).nonzero() if rl else objective.best_and_worst(rewards)
+    told = "clip_fraction" if rl else "margin"
+    figures = {"kept": units.numel() / rewards.numel(), told: 0.0, "gradient_norm": 0.0, "ratio_off": 0.0}
+    if not len(units):
+        return figures  # every group had equal rewards: nothing to learn from this step, and no KL was measured
+    rows = units[share(len(units), ranks.rank, ranks.world)].flatten().to(device)
+    chunks = rows.split(settings.batch_size or len(rows)) if len(rows) else ()
+    weights = [len(chunk) / units.numel() for chunk in chunks]  # of each in a mean over all that are kept
+    whole = replace(settings.sampling, top_k=None, top_p=None)
+    own, parameters = owned(policies), [p for policy in policies for p in policy.parameters()]
+
+    def likelihoods(of: Sequence[ResidualTransformer], chunk: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+        return code_log_probs(of, rollout.codes[chunk], batch.states[chunk], batch.mask[chunk], sampling)
+
     with torch.no_grad():
-        new = code_log_probs(policy, codes, states, mask, settings)
-        figures["kl"] = kl_to_reference(new, code_log_probs(reference, codes, states, mask, settings))
-    return figures
+        anchors = [likelihoods(references, chunk, whole)[0] for chunk in chunks]
+    for inner in range(settings.inner_steps):
+        optimiser.zero_grad(set_to_none=True)
+        seen = [0.0]
+        for chunk, anchor, weight in zip(chunks, anchors, weights, strict=True):
+            new, distribution = likelihoods(policies, chunk, settings.sampling)
+            old = rollout.log_probs[chunk][:, own]
+            if inner == 0:
+                figures["ratio_off"] = max(figures["ratio_off"], check_ratio(new, old, settings))
+            loss, figure = loss_of(new, old, anchor, distribution, advantage[chunk], len(rewards), settings)
+            loss.backward()
+            seen.append(weight * figure)
+        add_gradients(parameters, ranks)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm or math.inf).item()
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"align: the gradient norm is {norm}; lower align.learning_rate, and go on")
+        optimiser.step()
+        figures |= {told: total(seen, device, ranks), "gradient_norm": norm}
+    with torch.no_grad():
+        pairs = zip(chunks, anchors, weights, strict=True)
+        kls = [w * objective.kl_to_reference(likelihoods(policies, c, whole)[0], anchor) for c, anchor, w in pairs]
+    return figures | {"kl": total(kls, device, ranks)}
+
+
+def loss_of(
+    new: Float[Tensor, "B N T"],
+    old: Float[Tensor, "B N T"],
+    anchor: Float[Tensor, "B N T"],
+    distribution: Float[Tensor, "B N T V"],
+    advantage: Float[Tensor, " B"],
+    groups: int,
+    settings: Align,
+) -> tuple[Float[Tensor, ""], float]:
+    """What these rollouts, some of those of a step's `groups`, add to the loss; and their share clipped, or margin."""
+    if settings.method == "dpo":
+        return objective.dpo_loss(new, anchor, groups, settings.dpo.beta, settings.dpo.winner_weight)
+    rollouts = groups * settings.group_size
+    loss, clipped = objective.policy_loss(new, old, advantage, rollouts, settings.clip_low, settings.clip_high)
+    if settings.kl_weight:
+        loss = loss + settings.kl_weight * objective.over_rollouts(objective.k3(new, anchor), rollouts)
+    if settings.entropy_weight:
+        loss = loss - settings.entropy_weight * objective.over_rollouts(objective.entropy(distribution), rollouts)
+    return loss, clipped
 
 
 def code_log_probs(
-    transformer: ResidualTransformer, codes: Tensor, states: Tensor, mask: Tensor, settings: Align
-) -> Float[Tensor, "B N T"]:
-    """Log-probability of each own code given its past, under the temperature and the guidance it was sampled with."""
-    logits = transformer(codes, states, mask).float()
-    if settings.guidance is not None:
-        null = transformer(codes, *transformer.null_text(*states.shape[::2])).float()
-        logits = guide(logits, null, settings.guidance)
-    targets = transformer.targets(codes)[..., None]
-    return (logits / settings.temperature).log_softmax(-1).gather(-1, targets)[..., 0]
+    transformers: Sequence[ResidualTransformer], codes: Tensor, states: Tensor, mask: Tensor, sampling: Sampling
+) -> tuple[Float[Tensor, "B N T"], Float[Tensor, "B N T V"]]:
+    """Log-probability of each own code given its past, as `sampling` would draw it, and of all codes in its place."""
+    found = []
+    for transformer in transformers:
+        logits = transformer(codes, states, mask).float()
+        if sampling.guidance not in (None, 1.0):
+            null = transformer(codes, *transformer.null_text(*states.shape[::2])).float()
+            logits = guide(logits, null, sampling.guidance)
+        found.append(truncate(logits, sampling).log_softmax(-1))
+    distribution = found[0] if len(found) == 1 else torch.cat(found, dim=1)
+    return distribution.gather(-1, codes_of(transformers, codes)[..., None])[..., 0], distribution
+
+
+def codes_of(transformers: Sequence[ResidualTransformer], codes: Int[Tensor, "B K T"]) -> Int[Tensor, "B N T"]:
+    return codes[:, owned(transformers)]
+
+
+def check_ratio(new: Float[Tensor, "B N T"], old: Float[Tensor, "B N T"], settings: Align) -> float:
+    """How far the first ratio is off 1. Raises RuntimeError where it is more than rounding.
+
+    Rounding of logits reaches the ratio divided by the temperature; guidance g adds g times that of the conditioned
+    ones and g - 1 times that of the others. At demo (g = 2, 15,000 codes a step) 1.1e-5 is seen, of 3e-5 allowed.
+    """
+    guidance = 1.0 if settings.guidance is None else settings.guidance
+    allowed = settings.ratio_tolerance * (abs(guidance) + abs(guidance - 1)) / settings.temperature
+    off = objective.ratio_off(new, old)
+    if not off <= allowed:
+        raise RuntimeError(
+            f"align: the first ratio is off 1 by {off:.2g}, more than {allowed:.2g}: sampling and training disagree. "
+            "Look for dropout, another precision, or a cache; on hardware that rounds more, raise align.ratio_tolerance"
+        )
+    return off
+
+
+def add_gradients(parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
+    """The sum over all processes; one that had nothing to differentiate adds zeros."""
+    if ranks.world > 1:
+        for p in parameters:
+            p.grad = ranks.mean(torch.zeros_like(p) if p.grad is None else p.grad) * ranks.world
+
+
+def total(values: Sequence[float], device: torch.device | str, ranks: Ranks) -> float:
+    """The sum of what all processes have."""
+    return (ranks.mean(torch.tensor(sum(values), dtype=torch.float64, device=device)) * ranks.world).item()
+
+
+def stops(
+    settings: Align,
+    figures: dict[str, float],
+    looked: dict[str, float],
+    stage1: dict[str, float],
+    device: str,
+    ranks: Ranks = ALONE,
+) -> str | None:
+    """The rule that ends the run here, in words. Every process comes to the same answer; one may look for all."""
+    watch = settings.watch
+    if watch.max_kl is not None and figures.get("kl", 0.0) > watch.max_kl:
+        return f"the KL to stage 1 is {figures['kl']:.3g} nats per code, above align.watch.max_kl = {watch.max_kl}"
+    if watch.max_fad_rise is not None:
+        fad = "held_out_fad"
+        rise = total([looked[fad] / stage1[fad] - 1] if looked else [], device, ranks)
+        if rise > watch.max_fad_rise:
+            return f"FAD rose by {rise:.1%} over stage 1, more than align.watch.max_fad_rise = {watch.max_fad_rise}"
+    return None
+
+
+def summary(rewards: Float[Tensor, "P G"]) -> dict[str, float]:
+    """Mean reward, mean deviation within groups, and the share of groups without one; over rewards that are numbers."""
+    numbers = torch.where(torch.isfinite(rewards), rewards, torch.nan)
+    deviation = (numbers - numbers.nanmean(dim=1, keepdim=True)).square().nanmean(dim=1).sqrt()
+    return {
+        "reward": numbers.nanmean().item(),
+        "reward_group_std": deviation.nanmean().item(),
+        "equal_groups": (deviation.nan_to_num() <= objective.STD_FLOOR).float().mean().item(),
+    }
+
+
+class Clock:
+    """Seconds of the parts of a step; an accelerator is waited for at the end of each."""
+
+    def __init__(self, device: str):
+        self.cuda = torch.device(device).type == "cuda"
+        self.seconds: dict[str, float] = {}
+        self.begin = self._now()
+
+    def stop(self, part: str) -> None:
+        now = self._now()
+        self.seconds[f"seconds_{part}"] = now - self.begin
+        self.begin = now
+
+    def _now(self) -> float:
+        if self.cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()

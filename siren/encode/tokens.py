@@ -7,7 +7,7 @@ Shapes: N pairs · B batch · K codebooks · T frames · L text length · P text
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,12 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def take(self, rows: Sequence[int]) -> "Tokens":
+        """These pairs, in this order, in memory."""
+        columns = ("ids", "captions", "labels", "relations", "text", "crop_offsets")
+        picked: dict[str, Any] = {name: [getattr(self, name)[row] for row in rows] for name in columns}
+        return replace(self, **picked, codes=self.codes[list(rows)], num_frames=self.num_frames[rows], shard_rows=())
 
     @property
     def longest_text(self) -> int:

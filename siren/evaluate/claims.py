@@ -1,11 +1,14 @@
 """The paper's claims about its arms (Tables 3 to 5), tried on the corpus at hand: train, measure, judge, over seeds.
+Those about alignment are in `siren.evaluate.alignment`; judging and reporting are the same.
 
 Each (arm, seed) is trained like stage 1, measured on held-out clips, and sampled and judged where there are judges.
 What is finished stays in a folder of its own and is never repeated: a run that was killed continues, in the middle of
 a transformer if need be. A claim names pairs of arms, the better first. Its verdict rests on the differences between
 the two arms of a pair, seed by seed, with a 95 % t interval over seeds: the claim `holds` where the interval lies on
 the claimed side of 0 for every pair, `does not hold` where it lies on the other side for one, and is `not separable
-at this scale` otherwise. The interval speaks of seeds (initialisation, order of data, sampling) on one corpus.
+at this scale` otherwise. The interval speaks of seeds (initialisation, order of data, sampling) on one corpus. Where a
+result has a measure prompt by prompt, the differences of each prompt are averaged over seeds, and the interval is the
+bootstrap's over prompts.
 """
 
 import json
@@ -23,7 +26,7 @@ from scipy.special import stdtrit
 from siren.config import Model, Stage1, to_dict
 from siren.encode.tokens import Tokens
 from siren.evaluate import analyze, charts
-from siren.evaluate.bootstrap import LEVEL, Interval
+from siren.evaluate.bootstrap import LEVEL, Interval, difference
 from siren.evaluate.goals import number, percent, signed
 from siren.evaluate.records import read_curve
 from siren.generate.bundle import load_transformer, save_transformer
@@ -42,11 +45,15 @@ MEASURES = {  # name → direction in which it is better, and how it is shown
     "fad": (-1, "FAD", number),
     "event_accuracy": (+1, "event named", percent),
     "both_heard": (+1, "both events heard", percent),
+    "imagebind": (+1, "ImageBind", number),
+    "clap": (+1, "CLAP", number),
     "loss_mean": (-1, "loss mean", number),
     "loss_ratio": (-1, "loss ratio", number),
 }
 QUALITY = ("fd", "fad", "event_accuracy", "both_heard", "loss_mean")
-Result = Mapping[str, Any]  # arm, seed, parameters, seconds, and the measures
+RESAMPLES = 10_000
+TITLE = "The paper's claims, tried here"
+Result = Mapping[str, Any]  # arm, seed, parameters, seconds, the measures; some of them by prompt, in `prompts`
 
 
 @dataclass(frozen=True)
@@ -109,19 +116,27 @@ def measure(name: str, seed: int, world: World, place: Path) -> dict[str, Any]:
     recipe = {"model": to_dict(model), "stage1": to_dict(world.stage1), "seed": seed, "inputs": dict(world.made_with)}
     recipe["crop_frames"] = world.crop_frames
     folder = place / f"{name}-{seed}-{digest(recipe)}"
-    result = folder / f"result-{digest(dict(world.heard_with))}.json"
+
+    def make() -> dict[str, Any]:
+        begin, each = time.monotonic(), model.transformers
+        siren = Siren([_trained(model, k, seed, world, folder, recipe | {"transformer": k}) for k in each])
+        found = analyze.convergence(charts.codebook_losses([read_curve(folder / f"{k}.csv") for k in each]))
+        assert found is not None
+        measures = {"loss_mean": found["mean"], "loss_ratio": found["ratio"]}
+        if world.hear is not None:
+            measures |= world.hear(name, siren.to(world.device).eval(), seed)
+        row = {"arm": name, "seed": seed, "parameters": arms.parameters(model, widths), **measures}
+        return row | {"seconds": round(time.monotonic() - begin, 1)}  # of this run: less where it continued another
+
+    return kept(folder / f"result-{digest(dict(world.heard_with))}.json", make)
+
+
+def kept(result: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` gives; or, where it is in the file already, what it gave then."""
     if result.is_file():
         return dict(json.loads(result.read_text()))
-    begin = time.monotonic()
-    siren = Siren([_trained(model, k, seed, world, folder, recipe | {"transformer": k}) for k in model.transformers])
-    curves = [read_curve(folder / f"{k}.csv") for k in model.transformers]
-    found = analyze.convergence(charts.codebook_losses(curves))
-    assert found is not None
-    measures = {"loss_mean": found["mean"], "loss_ratio": found["ratio"]}
-    if world.hear is not None:
-        measures |= world.hear(name, siren.to(world.device).eval(), seed)
-    row = {"arm": name, "seed": seed, "parameters": arms.parameters(model, widths), **measures}
-    row["seconds"] = round(time.monotonic() - begin, 1)  # of this run: less where it continued another
+    row = make()
+    result.parent.mkdir(parents=True, exist_ok=True)
     temporary = result.with_suffix(".partial")
     temporary.write_text(json.dumps(row, indent=1) + "\n")
     os.replace(temporary, result)
@@ -158,15 +173,18 @@ def _trained(
 
 
 def run(names: Sequence[str], seeds: Sequence[int], world: World, place: Path) -> Iterator[Result]:
-    """Every arm at every seed, a seed at a time, so that a run cut short compares all arms at the seeds it has.
-
-    Raises ValueError for an arm that there is not or that the codec cannot have, before anything is trained.
-    """
+    """Every arm at every seed. Raises ValueError for an arm that there is not or that the codec cannot have, before
+    anything is trained."""
     for name in names:
         arms.settings(name, world.reference, arms.Widths.of(world.tables, world.tokens.text_width))
+    yield from each(names, seeds, lambda name, seed: measure(name, seed, world, place))
+
+
+def each(names: Sequence[str], seeds: Sequence[int], measure: Callable[[str, int], Result]) -> Iterator[Result]:
+    """A seed at a time, so that a run cut short compares all arms at the seeds it has."""
     pairs = [(seed, name) for seed in seeds for name in names]
     for seed, name in track(pairs, "claims", len(pairs), unit="arm"):
-        yield measure(name, seed, world, place)
+        yield measure(name, seed)
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
@@ -205,12 +223,19 @@ def verdict(direction: int, differences: Sequence[Interval | None]) -> str:
 
 def _difference(results: Sequence[Result], measure: str, better: str, worse: str) -> Interval | None:
     """`better` minus `worse` over the seeds that have both."""
+    prompts = {(r["arm"], r["seed"]): r["prompts"][measure] for r in results if measure in r.get("prompts", {})}
+    seeds = sorted(seed for arm, seed in prompts if arm == better and (worse, seed) in prompts)
+    if seeds:
+        a, b = (np.mean([prompts[arm, s] for s in seeds], axis=0) for arm in (better, worse))
+        return difference(a, b, RESAMPLES, seed=0)
     values = {(r["arm"], r["seed"]): r[measure] for r in results if measure in r}
     seeds = sorted(seed for arm, seed in values if arm == better and (worse, seed) in values)
     return over_seeds([values[better, s] - values[worse, s] for s in seeds]) if seeds else None
 
 
-def report(results: Sequence[Result], about: Mapping[str, Any]) -> dict[str, Any]:
+def report(
+    results: Sequence[Result], about: Mapping[str, Any], claims: Sequence[Claim] = CLAIMS, title: str = TITLE
+) -> dict[str, Any]:
     """Everything as plain data: what it was measured on, each arm over seeds, each claim, and every single result."""
     summary = {}
     for name in dict.fromkeys(r["arm"] for r in results):
@@ -222,8 +247,9 @@ def report(results: Sequence[Result], about: Mapping[str, Any]) -> dict[str, Any
             "parameters": own[0]["parameters"],
             **{m: _plain(interval) for m, interval in intervals.items()},
         }
-    judged = [found for claim in CLAIMS if (found := judge(claim, results)) is not None]
-    return {"about": dict(about), "claims": [_finite(c) for c in judged], "arms": summary, "results": list(results)}
+    judged = [_finite(found) for claim in claims if (found := judge(claim, results)) is not None]
+    rows = [{key: value for key, value in r.items() if key != "prompts"} for r in results]
+    return {"title": title, "about": dict(about), "claims": judged, "arms": summary, "results": rows}
 
 
 def _plain(interval: Interval) -> dict[str, float | None]:
@@ -244,9 +270,10 @@ def markdown(found: Mapping[str, Any]) -> str:
     about = ", ".join(f"{key} {value}" for key, value in found["about"].items())
     taken = [m for m in MEASURES if any(m in arm for arm in found["arms"].values())]
     lines = [
-        "# The paper's claims, tried here",
+        f"# {found['title']}",
         "",
-        f"Measured with: {about}. Means over seeds with 95 % t intervals.",
+        f"Measured with: {about}. Means over seeds, 95 % t intervals; where a difference is known prompt by prompt, "
+        "its interval is the bootstrap's over prompts.",
         "",
         "| Table | claim | by | difference, better minus worse | verdict |",
         "| --- | --- | --- | --- | --- |",

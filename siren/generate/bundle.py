@@ -1,7 +1,7 @@
 """Everything that turns a prompt into sound, in one folder: transformers, codec, text encoder, sampling settings.
 
     bundle.json                what it is, the sampling settings, and the SHA-256 of every other file
-    transformers/<m>/          transformer m (0 is the aligned one where alignment was run)
+    transformers/<m>/          transformer m (the aligned one where alignment was run)
     codec/  clap/              the frozen neighbours, as the pipeline keeps them
 
 A bundle is what the registry stores and what `siren generate` loads. Parts that do not belong together are refused:
@@ -69,8 +69,8 @@ def load_model(folders: Sequence[str | Path], codec: str | None = None, text_enc
 
 def write_bundle(
     folder: str | Path,
-    stage1_folders: Sequence[str | Path],
-    aligned_folder: str | Path | None,
+    transformer_folders: Sequence[str | Path],
+    aligned: bool,
     codec_folder: str | Path,
     clap_folder: str | Path,
     sampling: Sampling,
@@ -80,14 +80,13 @@ def write_bundle(
     folder = Path(folder)
     if folder.exists():
         shutil.rmtree(folder)
-    parts = [aligned_folder if m == 0 and aligned_folder else part for m, part in enumerate(stage1_folders)]
-    for m, part in enumerate(parts):
+    for m, part in enumerate(transformer_folders):
         shutil.copytree(part, folder / "transformers" / str(m))
     shutil.copytree(codec_folder, folder / "codec")
     shutil.copytree(clap_folder, folder / "clap")
     index = {
         "format": 1,
-        "aligned": aligned_folder is not None,
+        "aligned": aligned,
         "seconds": seconds,
         "sampling": dataclasses.asdict(sampling),
         "sha256": file_hashes(folder),

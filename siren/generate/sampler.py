@@ -32,11 +32,11 @@ class Rollout:
     log_probs: Float[Tensor, "B K T"]
 
 
-def truncate(logits: Float[Tensor, "B V"], sampling: Sampling) -> Float[Tensor, "B V"]:
+def truncate(logits: Float[Tensor, "*B V"], sampling: Sampling) -> Float[Tensor, "*B V"]:
     """Logits after temperature, top-k and top-p; codes that are cut get -inf."""
     logits = logits.float() / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        threshold = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
+        threshold = logits.topk(sampling.top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < threshold, -torch.inf)
     if sampling.top_p is not None and sampling.top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True)

@@ -205,7 +205,8 @@ class Curve:
     """A `log` that passes every report on and keeps it, to be written as one CSV when the run has ended.
 
     Reports are also appended to a file in `folder`, that of the checkpoints, so that a resumed run has the whole curve.
-    Columns that a report does not have stay empty; times are not kept, because the same seed must give the same bytes.
+    Columns that a report does not have stay empty; times (`seconds…`) are passed on and not kept, because the same seed
+    must give the same bytes.
     """
 
     def __init__(self, log: Log, folder: Path):
@@ -218,9 +219,9 @@ class Curve:
             self.points = dict(map(json.loads, whole.splitlines()))
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:
-        self.points[step] = metrics
+        self.points[step] = {name: value for name, value in metrics.items() if not name.startswith("seconds")}
         with self.lines.open("a") as file:
-            file.write(json.dumps([step, metrics]) + "\n")
+            file.write(json.dumps([step, self.points[step]]) + "\n")
         self.log(step, metrics)
 
     def write(self, path: Path) -> None:
