@@ -52,7 +52,7 @@ def test_an_unknown_key_names_the_nearest(params, tmp_path):
     ("path", "value", "message"),
     [
         ("align.group_size", 1, "align.group_size is 1; a group needs at least 2"),
-        ("train.stage1.text_dropout", 0.0, "guidance is 2.0 with train.stage1.text_dropout 0"),
+        ("train.stage1.text_dropout", 0.0, "guidance is 2.5 with train.stage1.text_dropout 0"),
         ("train.stage1.accumulate", 3, "accumulate is 3; it must divide training.batch_size, which is 8"),
         ("train.stage1.precision", "fp16", "precision is 'fp16'; it must be one of 'fp32', 'bf16'"),
         ("train.stage1.ema", 1.0, "ema is 1.0; in .0, 1., or null"),
