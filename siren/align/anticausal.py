@@ -18,40 +18,28 @@ of those that were kept, so pruning leaves no process idle.
 
 import copy
 import math
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from siren.align import objective
+from siren.align.monitor import Clock, stops, summary
 from siren.align.rewards import Reward, check
+from siren.align.rollouts import Decode, Prompts, draw_prompts, judge, roll_out
 from siren.config import Align, Sampling
 from siren.encode.tokens import Tokens
-from siren.generate.sampler import Rollout, guide, sample, truncate
+from siren.generate.sampler import Rollout, guide, truncate
 from siren.model.siren import Siren
 from siren.model.transformer import ResidualTransformer
 from siren.progress import notice, track
-from siren.randomness import item_seed
-from siren.shapes import Float, Int
+from siren.shapes import Float
 from siren.train.distributed import ALONE, Ranks
 from siren.train.loop import Checkpoint, Log, set_learning_rate
 from siren.train.stage1 import share
 
-Decode = Callable[[Int[Tensor, "B K T"]], Float[Tensor, "B S"]]
 Look = Callable[[int], dict[str, float]]  # what held-out prompts say of the model as it is; `held_out_fad` is needed
-
-
-@dataclass
-class Prompts:
-    """The prompts of one step, each repeated G times in a row."""
-
-    captions: list[str]
-    states: Tensor
-    mask: Tensor
-    seeds: list[int]
 
 
 def align(
@@ -125,57 +113,6 @@ def owned(policies: Sequence[ResidualTransformer]) -> slice:
     return slice(policies[0].first, policies[-1].first + policies[-1].group)
 
 
-def draw_prompts(prompts: Tokens, settings: Align, seed: int, step: int, device: str) -> Prompts:
-    """The prompts of a step, spread evenly over the first labels, so that no event waits long for its turn."""
-    rng = np.random.default_rng(item_seed(seed, "align", step))
-    groups: dict[str, list[int]] = {}
-    for row, labels in enumerate(prompts.labels):
-        groups.setdefault(labels[0] if labels else "", []).append(row)
-    names = sorted(groups)
-    turn = step * settings.prompts_per_step
-    chosen = [names[(turn + i) % len(names)] for i in range(settings.prompts_per_step)]
-    rows = np.array([groups[name][rng.integers(len(groups[name]))] for name in chosen])
-    repeated = np.repeat(rows, settings.group_size)
-    states, mask = prompts.text_batch(repeated)
-    seeds = [item_seed(seed, "rollout", step, i) for i in range(len(repeated))]
-    captions = [prompts.captions[row] for row in repeated]
-    return Prompts(captions, torch.from_numpy(states).to(device), torch.from_numpy(mask).to(device), seeds)
-
-
-def roll_out(model: Siren, batch: Prompts, sampling: Sampling, num_frames: int, ranks: Ranks = ALONE) -> Rollout:
-    """Clips for all prompts, each process sampling its share. Raises ValueError where shares cannot be equal."""
-    total = len(batch.seeds)
-    if total % ranks.world:
-        raise ValueError(
-            f"{total} rollouts (align.prompts_per_step times group_size) cannot be shared by {ranks.world} processes"
-        )
-    mine = share(total, ranks.rank, ranks.world)
-    rollout = sample(model, batch.states[mine], batch.mask[mine], batch.seeds[mine], num_frames, sampling)
-    return Rollout(ranks.gather(rollout.codes), ranks.gather(rollout.log_probs))
-
-
-@torch.no_grad()
-def judge(
-    codes: Int[Tensor, "B K T"],
-    captions: list[str],
-    decode: Decode,
-    reward: Reward,
-    settings: Align,
-    step: int,
-    ranks: Ranks = ALONE,
-) -> Float[Tensor, " B"]:
-    """The reward of every rollout, on the CPU. A reward that breaks down ends the run: the next would do so too."""
-    mine = range(*share(len(codes), ranks.rank, ranks.world).indices(len(codes)))
-    size = settings.batch_size or len(mine)
-    parts = []
-    try:
-        for rows in (slice(i, min(i + size, mine.stop)) for i in range(mine.start, mine.stop, size)):
-            parts.append(reward(codes[rows], decode(codes[rows]), captions[rows]).float())
-    except Exception as error:
-        raise RuntimeError(f"align: the reward broke down at step {step}: {type(error).__name__}: {error}") from error
-    return ranks.gather(torch.cat(parts)).cpu()
-
-
 def update(
     policies: Sequence[ResidualTransformer],
     references: Sequence[ResidualTransformer],
@@ -207,7 +144,7 @@ def update(
         anchors = [likelihoods(references, chunk, whole)[0] for chunk in chunks]
     for inner in range(settings.inner_steps):
         optimiser.zero_grad(set_to_none=True)
-        seen = [0.0]
+        seen = torch.zeros((), dtype=torch.float64, device=device)
         for chunk, anchor, weight in zip(chunks, anchors, weights, strict=True):
             new, distribution = likelihoods(policies, chunk, settings.sampling)
             old = rollout.log_probs[chunk][:, own]
@@ -215,17 +152,19 @@ def update(
                 figures["ratio_off"] = max(figures["ratio_off"], check_ratio(new, old, settings))
             loss, figure = loss_of(new, old, anchor, distribution, advantage[chunk], len(rewards), settings)
             loss.backward()
-            seen.append(weight * figure)
-        add_gradients(parameters, ranks)
+            seen += weight * figure
+        for p in parameters if ranks.world > 1 else ():  # a process that had nothing to differentiate adds zeros
+            p.grad = ranks.total(torch.zeros_like(p) if p.grad is None else p.grad)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm or math.inf).item()
         if not math.isfinite(norm):
             raise FloatingPointError(f"align: the gradient norm is {norm}; lower align.learning_rate, and go on")
         optimiser.step()
-        figures |= {told: total(seen, device, ranks), "gradient_norm": norm}
+        figures |= {told: ranks.total(seen).item(), "gradient_norm": norm}
+    kl = torch.zeros((), dtype=torch.float64, device=device)
     with torch.no_grad():
-        pairs = zip(chunks, anchors, weights, strict=True)
-        kls = [w * objective.kl_to_reference(likelihoods(policies, c, whole)[0], anchor) for c, anchor, w in pairs]
-    return figures | {"kl": total(kls, device, ranks)}
+        for chunk, anchor, weight in zip(chunks, anchors, weights, strict=True):
+            kl += weight * objective.kl_to_reference(likelihoods(policies, chunk, whole)[0], anchor)
+    return figures | {"kl": ranks.total(kl).item()}
 
 
 def loss_of(
@@ -261,18 +200,14 @@ def code_log_probs(
             logits = guide(logits, null, sampling.guidance)
         found.append(truncate(logits, sampling).log_softmax(-1))
     distribution = found[0] if len(found) == 1 else torch.cat(found, dim=1)
-    return distribution.gather(-1, codes_of(transformers, codes)[..., None])[..., 0], distribution
-
-
-def codes_of(transformers: Sequence[ResidualTransformer], codes: Int[Tensor, "B K T"]) -> Int[Tensor, "B N T"]:
-    return codes[:, owned(transformers)]
+    return distribution.gather(-1, codes[:, owned(transformers)][..., None])[..., 0], distribution
 
 
 def check_ratio(new: Float[Tensor, "B N T"], old: Float[Tensor, "B N T"], settings: Align) -> float:
     """How far the first ratio is off 1. Raises RuntimeError where it is more than rounding.
 
     Rounding of logits reaches the ratio divided by the temperature; guidance g adds g times that of the conditioned
-    ones and g - 1 times that of the others. At demo (g = 2, 15,000 codes a step) 1.1e-5 is seen, of 3e-5 allowed.
+    ones and g - 1 times that of the others. At demo (g = 2, 6,000 codes a step) 1.1e-5 is seen, of 3e-5 allowed.
     """
     guidance = 1.0 if settings.guidance is None else settings.guidance
     allowed = settings.ratio_tolerance * (abs(guidance) + abs(guidance - 1)) / settings.temperature
@@ -283,65 +218,3 @@ def check_ratio(new: Float[Tensor, "B N T"], old: Float[Tensor, "B N T"], settin
             "Look for dropout, another precision, or a cache; on hardware that rounds more, raise align.ratio_tolerance"
         )
     return off
-
-
-def add_gradients(parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
-    """The sum over all processes; one that had nothing to differentiate adds zeros."""
-    if ranks.world > 1:
-        for p in parameters:
-            p.grad = ranks.mean(torch.zeros_like(p) if p.grad is None else p.grad) * ranks.world
-
-
-def total(values: Sequence[float], device: torch.device | str, ranks: Ranks) -> float:
-    """The sum of what all processes have."""
-    return (ranks.mean(torch.tensor(sum(values), dtype=torch.float64, device=device)) * ranks.world).item()
-
-
-def stops(
-    settings: Align,
-    figures: dict[str, float],
-    looked: dict[str, float],
-    stage1: dict[str, float],
-    device: str,
-    ranks: Ranks = ALONE,
-) -> str | None:
-    """The rule that ends the run here, in words. Every process comes to the same answer; one may look for all."""
-    watch = settings.watch
-    if watch.max_kl is not None and figures.get("kl", 0.0) > watch.max_kl:
-        return f"the KL to stage 1 is {figures['kl']:.3g} nats per code, above align.watch.max_kl = {watch.max_kl}"
-    if watch.max_fad_rise is not None:
-        fad = "held_out_fad"
-        rise = total([looked[fad] / stage1[fad] - 1] if looked else [], device, ranks)
-        if rise > watch.max_fad_rise:
-            return f"FAD rose by {rise:.1%} over stage 1, more than align.watch.max_fad_rise = {watch.max_fad_rise}"
-    return None
-
-
-def summary(rewards: Float[Tensor, "P G"]) -> dict[str, float]:
-    """Mean reward, mean deviation within groups, and the share of groups without one; over rewards that are numbers."""
-    numbers = torch.where(torch.isfinite(rewards), rewards, torch.nan)
-    deviation = (numbers - numbers.nanmean(dim=1, keepdim=True)).square().nanmean(dim=1).sqrt()
-    return {
-        "reward": numbers.nanmean().item(),
-        "reward_group_std": deviation.nanmean().item(),
-        "equal_groups": (deviation.nan_to_num() <= objective.STD_FLOOR).float().mean().item(),
-    }
-
-
-class Clock:
-    """Seconds of the parts of a step; an accelerator is waited for at the end of each."""
-
-    def __init__(self, device: str):
-        self.cuda = torch.device(device).type == "cuda"
-        self.seconds: dict[str, float] = {}
-        self.begin = self._now()
-
-    def stop(self, part: str) -> None:
-        now = self._now()
-        self.seconds[f"seconds_{part}"] = now - self.begin
-        self.begin = now
-
-    def _now(self) -> float:
-        if self.cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter()

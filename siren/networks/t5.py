@@ -16,14 +16,23 @@ from siren.shapes import Float
 
 
 class T5Alignment(nn.Module):
-    """`name`: a hub name or a folder of a T5 with its tokeniser. `ears`: a network with `embed_audio`."""
+    """`name`: a hub name or a folder of a T5 with its tokeniser. `ears`: a network with `embed_audio`.
+
+    Raises ValueError where no such T5 can be read.
+    """
 
     def __init__(self, name: str, ears: Any):
         super().__init__()
         from transformers import AutoTokenizer, T5EncoderModel
 
-        self.tokenizer = AutoTokenizer.from_pretrained(name)
-        self.t5 = T5EncoderModel.from_pretrained(name, use_safetensors=True).eval().requires_grad_(False)
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(name)
+            self.t5 = T5EncoderModel.from_pretrained(name, use_safetensors=True).eval().requires_grad_(False)
+        except OSError as error:
+            why = str(error).splitlines()[0]
+            raise ValueError(
+                f"no T5 can be read from {name!r} ({why}); align.t5 takes a folder or a hub name"
+            ) from None
         self.ears, self.centre, self.map = ears, torch.zeros(()), torch.zeros(())
 
     @torch.no_grad()

@@ -41,6 +41,10 @@ class Ranks:
         dist.all_reduce(total)
         return total / self.world
 
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        return self.mean(values) * self.world
+
     def gather(self, values: Tensor) -> Tensor:
         """[b, …] of every process → [world · b, …], in their order. Gradients flow into this process's part alone."""
         if self.world == 1:

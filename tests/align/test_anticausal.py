@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from siren.align import anticausal, rewards
-from siren.align.anticausal import align, draw_prompts
+from siren.align import rewards, rollouts
+from siren.align.anticausal import align
+from siren.align.rollouts import draw_prompts
 from siren.config import Align, ConfigError, Dpo, Rewards, Watch
 from siren.train.loop import Checkpoint, Curve
 from tests.model import builders
@@ -217,12 +218,12 @@ def test_a_gradient_that_is_not_finite_moves_nothing():
 
 
 def test_sampling_and_training_that_disagree_stop_the_run(monkeypatch):
-    sample = anticausal.sample
+    sample = rollouts.sample
 
     def colder(model, states, mask, seeds, frames, sampling):
         return sample(model, states, mask, seeds, frames, dataclasses.replace(sampling, temperature=0.999))
 
-    monkeypatch.setattr(anticausal, "sample", colder)
+    monkeypatch.setattr(rollouts, "sample", colder)
     with pytest.raises(RuntimeError, match=r"the first ratio is off 1 by .*, more than 1e-05"):
         run(builders.model(3))
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from siren.align.anticausal import align, draw_prompts, roll_out
+from siren.align.anticausal import align
+from siren.align.rollouts import draw_prompts, roll_out
 from siren.train.distributed import Ranks
 from tests.align.test_anticausal import SETTINGS as PLAIN
 from tests.align.test_anticausal import apart, decode, likes_high_codes

@@ -34,6 +34,11 @@ class Ears:
         return torch.nn.functional.normalize(wav, dim=-1)
 
 
+def test_a_t5_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"no T5 can be read from '.*/none' .*align.t5 takes a folder"):
+        T5Alignment(str(tmp_path / "none"), Ears())
+
+
 def test_clips_score_highest_with_their_own_captions(folder):
     clips = torch.eye(len(WORDS)).repeat(4, 1) + 0.05 * torch.randn(24, 6, generator=torch.Generator().manual_seed(1))
     network = T5Alignment(str(folder), Ears())
