@@ -46,7 +46,9 @@ def write_models(root: Path, config: Config) -> None:
     for k in config.model.transformers:
         transformer = ResidualTransformer(config.model, codec.tables(), clap.text_width, k)
         save_transformer(root / "models" / "stage1" / str(k), transformer, made_with)
-    save_transformer(root / "models" / "aligned", ResidualTransformer(config.model, codec.tables(), 32, 0), made_with)
+    save_transformer(
+        root / "models" / "aligned" / "0", ResidualTransformer(config.model, codec.tables(), 32, 0), made_with
+    )
     clips = root / "data" / "clips"
     clips.mkdir(parents=True)
     pq.write_table(pa.table({"source": ["scenes", "scenes"], "licence": ["CC0-1.0"] * 2}), clips / "clips.parquet")

@@ -149,7 +149,7 @@ for command in {commands!r}:
         assert not end.code, command
 """
     bare(blocked, code, tmp_path)
-    assert (tmp_path / "models" / "aligned" / "model.safetensors").is_file()
+    assert (tmp_path / "models" / "aligned" / "0" / "model.safetensors").is_file()
     found = [json.loads((folder / "run.json").read_text()) for folder in records.folders(tmp_path)]
     assert {record["name"] for record in found} >= {command.replace(" ", "@") for command in commands}
     assert {record["status"] for record in found} == {"FINISHED"}
