@@ -47,7 +47,7 @@ def test_what_is_missing_is_named_with_its_remedy(
     found = {check.name: check for check in doctor.diagnose(paper, tmp_path).checks}
     networks = {"codec", "clap", "imagebind", "judge.panns", "judge.panns labels", "judge.vggish"}
     missing = {name for name, check in found.items() if check.status == "missing"}
-    assert missing >= networks | {"GPU", "source audiocaps", "source soundbible"}
+    assert missing >= networks | {"GPU", "source audiocaps", "source avsync15", "source freesound"}
     assert all(check.remedy for check in found.values() if check.status != "ok")
     assert "hf download descript/dac_16khz" in (found["codec"].remedy or "")
     assert "imagebind_huge.pth" in (found["imagebind"].remedy or "")
