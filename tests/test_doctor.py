@@ -47,7 +47,7 @@ def test_what_is_missing_is_named_with_its_remedy(
     found = {check.name: check for check in doctor.diagnose(paper, tmp_path).checks}
     networks = {"codec", "clap", "imagebind", "judge.panns", "judge.panns labels", "judge.vggish"}
     missing = {name for name, check in found.items() if check.status == "missing"}
-    assert missing >= networks | {"GPU", "source audiocaps", "source soundbible"}
+    assert missing >= networks | {"GPU", "source audiocaps", "source avsync15", "source freesound"}
     assert all(check.remedy for check in found.values() if check.status != "ok")
     assert "hf download descript/dac_16khz" in (found["codec"].remedy or "")
     assert "imagebind_huge.pth" in (found["imagebind"].remedy or "")
@@ -55,10 +55,12 @@ def test_what_is_missing_is_named_with_its_remedy(
     assert "days" in found["GPU"].found
     (tmp_path / "weights" / "published").mkdir(parents=True)
     (tmp_path / "weights" / "published" / "imagebind_huge.pth").touch()
-    (tmp_path / "sounds" / "audiocaps").mkdir(parents=True)
+    (tmp_path / "sounds" / "avsync15").mkdir(parents=True)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: name)
     monkeypatch.setattr(doctor, "_in_hub_cache", lambda name: name == "descript/dac_16khz")
     missing -= {check.name for check in doctor.diagnose(paper, tmp_path).missing}
-    assert missing == {"imagebind", "source audiocaps", "codec"}
+    videos = {"source audiocaps", "source audioset", "source avsync15", "source vggsound"}
+    assert missing == {"imagebind", "codec"} | videos
 
 
 def test_nothing_is_missing_for_the_demo() -> None:

@@ -4,7 +4,9 @@ Rules, in order: unreadable files, too short ones and silent ones are quarantine
 is removed; resampling (soxr); a clip beyond full scale is scaled down to it. Then the clip is cut into pieces of one
 segment without overlap. What remains at its end is dropped and counted; a clip shorter than a segment is one piece,
 zero-padded, its true length kept. Pieces that are silent or below the signal-to-noise gate (`audio.snr_db`) are
-quarantined one by one. Order and bytes of the result do not depend on the number of threads.
+quarantined one by one, and so are near-duplicates of held-out pieces (`fingerprint.py`), whatever their recording is
+called: train gives way to validation and test, validation to test. Held-out clips are read twice for that. Order and
+bytes of the result do not depend on the number of threads.
 """
 
 from collections import Counter
@@ -18,10 +20,12 @@ import numpy as np
 import pyarrow as pa
 
 from siren import audio, shards
+from siren.collect import fingerprint
 from siren.config import Audio, Segment
 from siren.progress import track
 
 SLACK_SECONDS = 0.01  # so much may be missing from a piece before it counts as residue: resampling rounds lengths
+YIELDS = {"train": ("test", "val"), "val": ("test",)}  # split: those to which its near-duplicates give way
 SHARD_BYTES = 128 * 2**20
 CLIP_COLUMNS = ("recording_id", "source", "split", "captions", "labels", "relation", "licence")
 SCHEMA = pa.schema(
@@ -65,10 +69,11 @@ def segment(
     """
     quarantine: list[dict[str, str]] = []
     counts: Counter[str] = Counter({"in": clips.num_rows})
+    known = None if settings.max_bit_errors is None else held_out(clips, folder, settings, format, threads)
     rows_per_shard = max(1, SHARD_BYTES // (2 * format.segment_samples))
     with shards.ShardWriter(out, "segments", SCHEMA, rows_per_shard) as writer:
         for outcome in track(
-            outcomes(clips, folder, settings, format, threads), "segment", clips.num_rows, unit="clip"
+            outcomes(clips, folder, settings, format, threads, known), "segment", clips.num_rows, unit="clip"
         ):
             writer.add(outcome.rows)
             quarantine += outcome.quarantine
@@ -82,15 +87,42 @@ def segment(
     return quarantine, {name: counts[name] for name in names} | seconds
 
 
-def outcomes(clips: pa.Table, folder: Path, settings: Segment, format: Audio, threads: int = 2) -> Iterator[Outcome]:
+def held_out(clips: pa.Table, folder: Path, settings: Segment, format: Audio, threads: int = 2) -> fingerprint.Index:
+    """Fingerprints of all pieces of validation and test."""
+    import pyarrow.compute as pc
+
+    some = clips.filter(pc.is_in(clips["split"], pa.array(["test", "val"])))
+    entries: list[tuple[str, str, np.ndarray, np.ndarray]] = []
+    found = track(outcomes(some, folder, settings, format, threads), "held out", some.num_rows, unit="clip")
+    for row in (row for outcome in found for row in outcome.rows):
+        wav = shards.pcm_to_float(row["pcm"])[: row["num_samples"]]
+        bits = fingerprint.fingerprint(wav, format.sample_rate, fingerprint.FINE)
+        entries.append((row["id"], row["split"], *bits))
+    return fingerprint.Index(entries)
+
+
+def outcomes(
+    clips: pa.Table,
+    folder: Path,
+    settings: Segment,
+    format: Audio,
+    threads: int = 2,
+    known: fingerprint.Index | None = None,
+) -> Iterator[Outcome]:
     """One `Outcome` for each clip, in the order of the table. Reading and resampling leave Python, so threads pay."""
     with ThreadPoolExecutor(threads) as pool:
         for batch in clips.to_batches(max_chunksize=256):
-            yield from pool.map(lambda clip: segment_clip(clip, folder, settings, format), batch.to_pylist())
+            yield from pool.map(lambda clip: segment_clip(clip, folder, settings, format, known), batch.to_pylist())
 
 
-def segment_clip(clip: dict[str, Any], folder: Path, settings: Segment, format: Audio) -> Outcome:
-    """Apply the rules to one clip."""
+def segment_clip(
+    clip: dict[str, Any],
+    folder: Path,
+    settings: Segment,
+    format: Audio,
+    known: fingerprint.Index | None = None,
+) -> Outcome:
+    """Apply the rules to one clip. `known`: held-out pieces that no piece of another split may be like."""
     outcome = Outcome()
     rate, length = format.sample_rate, format.segment_samples
     try:
@@ -108,6 +140,9 @@ def segment_clip(clip: dict[str, Any], folder: Path, settings: Segment, format: 
             outcome.reject(name, "silent", f"its peak is {decibels(piece):.1f} dBFS, below {settings.silence_dbfs:g}")
         elif snr < settings.min_snr_db:
             outcome.reject(name, "low_snr", f"signal-to-noise {snr:.1f} dB is below {settings.min_snr_db:g} dB")
+        elif twin := _twin(piece, clip["split"], settings, format, known):
+            detail = f"it is {twin.name!r} of {twin.group}, but for {twin.error_rate:.0%} of the fingerprint's bits"
+            outcome.reject(name, "near_duplicate", detail)
         else:
             row = {key: clip[key] for key in CLIP_COLUMNS}
             row |= {"id": name, "clip_id": clip["id"], "start": (clip["start"] or 0.0) + index * length / rate}
@@ -115,6 +150,15 @@ def segment_clip(clip: dict[str, Any], folder: Path, settings: Segment, format: 
             row["pcm"] = shards.float_to_pcm(np.pad(piece, (0, length - len(piece))))
             outcome.rows.append(row)
     return outcome
+
+
+def _twin(
+    piece: np.ndarray, split: str, settings: Segment, format: Audio, known: fingerprint.Index | None
+) -> fingerprint.Known | None:
+    """The held-out piece that this one is like."""
+    if known is None or settings.max_bit_errors is None or split not in YIELDS:
+        return None
+    return known.find(*fingerprint.fingerprint(piece, format.sample_rate), YIELDS[split], settings.max_bit_errors)
 
 
 def load(path: Path, start: float | None, end: float | None, settings: Segment, rate: int) -> np.ndarray:

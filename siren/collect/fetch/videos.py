@@ -34,13 +34,15 @@ COMPLAINTS: tuple[tuple[str, str, bool], ...] = (
 )
 
 
+REMEDIES = {
+    "yt-dlp": "`pip install -r requirements/extras.in`",
+    "ffmpeg": "your system's package manager (e.g. `apt install ffmpeg`)",
+}
+
+
 def require_tools() -> None:
     """Raises `ConfigError` naming the remedy where a program is missing: before the first video, and not for each."""
-    remedies = {
-        "yt-dlp": "`pip install -r requirements/extras.in`",
-        "ffmpeg": "your system's package manager (e.g. `apt install ffmpeg`)",
-    }
-    missing = [f"{name} (install it with {remedy})" for name, remedy in remedies.items() if not shutil.which(name)]
+    missing = [f"{name} (install it with {remedy})" for name, remedy in REMEDIES.items() if not shutil.which(name)]
     if missing:
         raise ConfigError(f"sources of videos need programs that are not on the PATH: {', '.join(missing)}")
 

@@ -47,6 +47,8 @@ REMOTE: dict[str, Callable[[dict[str, Any], Downloader], Iterator[Item | Row]]] 
     "vggsound": vggsound.items,
 }
 
+VIDEOS = ("audiocaps", "audioset", "avsync15", "vggsound")  # of REMOTE, those that need `videos.REMEDIES`
+
 CLIPS_SCHEMA = pa.schema(
     [
         ("id", pa.string()),

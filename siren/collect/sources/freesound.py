@@ -17,6 +17,7 @@ from siren.collect.fetch.download import Downloader
 from siren.collect.fetch.media import File, Item, Row, rejected
 from siren.config import parse, require
 
+KEY = "FREESOUND_API_KEY"
 FIELDS = "id,name,tags,license,username,md5,previews"
 
 
@@ -35,7 +36,7 @@ def items(options: dict[str, Any], downloader: Downloader) -> Iterator[Item | Ro
     """Sounds in the order of the search. Raises `ConfigError` without a key."""
     settings = parse(Options, options, "collect.fetch.sources freesound")
     original = settings.quality == "original"
-    variable, scheme = ("FREESOUND_ACCESS_TOKEN", "Bearer") if original else ("FREESOUND_API_KEY", "Token")
+    variable, scheme = ("FREESOUND_ACCESS_TOKEN", "Bearer") if original else (KEY, "Token")
     key = os.environ.get(variable, "")
     require(
         bool(key),
