@@ -3,8 +3,9 @@
 A Fréchet distance of N clips is too large by about a constant over N, so sets of different sizes cannot be compared.
 FAD-infinity (Gui et al., arXiv 2311.01616; after Chong and Forsyth, arXiv 1911.07023) takes the distance at many sizes
 and reads the line over 1 / N at zero. fadtk draws its subsets with replacement, whose line ends at the plain distance
-of the set and takes no bias away; here they are drawn without. KAD (Chung et al., arXiv 2502.15602, as kadtk computes it) is an unbiased estimate at any size,
-and so may come out negative. Everything is float64 numpy. Shapes: N clips · M examples · F features.
+of the set and takes no bias away; here they are drawn without. KAD (Chung et al., arXiv 2502.15602, as kadtk computes
+it) is an unbiased estimate at any size, and so may come out negative. Everything is float64 numpy.
+Shapes: N clips · M examples · F features.
 """
 
 from collections.abc import Callable

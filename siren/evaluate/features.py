@@ -26,6 +26,7 @@ from torch import Tensor
 from siren import audio
 from siren.evaluate.folders import Sounds, read
 from siren.networks import clap, imagebind, judge, store
+from siren.networks.clap.published import SUFFIXES as PUBLISHED_SUFFIXES
 from siren.progress import track
 
 JUDGES = ("cnn14", "vggish")
@@ -88,12 +89,13 @@ class Network:
     sha256: str  # of its weights
     identity: str  # of its weights, configuration and tokeniser
     licence: str
+    origin: dict[str, str]  # name and SHA-256 of the published weights, if it was made from such
     labels: list[str]
     sample_rate: int  # at which it takes waveforms
     folder: Path
 
     def facts(self) -> dict[str, str]:
-        return {"kind": self.kind, "sha256": self.sha256, "licence": self.licence}
+        return {"kind": self.kind, "sha256": self.sha256, "licence": self.licence, **self.origin}
 
 
 def find_networks(folder: str | Path) -> list[Network]:
@@ -122,7 +124,9 @@ def _network(folder: Path, facts: dict[str, Any]) -> Network:
     tokenizer = folder / "tokenizer.json"
     whole = [facts["kind"], facts["config"], facts["sha256"], tokenizer.read_text() if tokenizer.is_file() else ""]
     config, extra = facts["config"], facts["extra"]
-    published = Path(extra["weights"]).stem if "weights" in extra else None
+    published = Path(extra.get("weights", "")).name
+    for suffix in (*PUBLISHED_SUFFIXES, ".safetensors"):
+        published = published.removesuffix(suffix)
     if facts["kind"] in JUDGES:
         name, rate = config["architecture"].get("name", facts["kind"]), judge.SAMPLE_RATE
     else:
@@ -133,6 +137,7 @@ def _network(folder: Path, facts: dict[str, Any]) -> Network:
         sha256=facts["sha256"],
         identity=hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest(),
         licence=str(extra.get("licence", "unknown")),
+        origin={key: extra[key] for key in ("weights", "weights_sha256") if key in extra},
         labels=config.get("labels", []),
         sample_rate=rate,
         folder=folder,

@@ -250,6 +250,12 @@ def _figure(interval: Interval, count: int) -> dict[str, Any]:
 
 def rows(record: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
     """The figures as text: (name, value, interval, of the reference itself, clips)."""
+    chosen = {
+        f"{key}, best of {point['n']} {by}": point
+        for by, told in record.get("best_of", {}).items()
+        for key, points in told.items()
+        for point in points
+    }
     return [
         (
             name,
@@ -258,5 +264,5 @@ def rows(record: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
             f"{figure['real']:.4g}" if "real" in figure else "",
             str(figure["count"]),
         )
-        for name, figure in record["figures"].items()
+        for name, figure in {**record["figures"], **chosen}.items()
     ]

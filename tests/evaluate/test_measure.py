@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import soundfile
 import torch
 from torch import Tensor, nn
 
+from siren import cli
 from siren.config import Network as Settings
 from siren.evaluate import features, folders, metrics
 from siren.evaluate.features import Listener, Preparation, find_networks
@@ -220,7 +222,43 @@ def test_further_takes_give_the_curve_of_best_of_n(project: Path) -> None:
     assert values[0] < values[1] < values[2], "the network's own choice can only gain by its own score"
     assert values[2] >= found["figures"][clap]["value"]
     assert len(told) == 2, "and what ImageBind says of CLAP's choice"
+    assert len(rows(found)) == len(found["figures"]) + 2 * 2 * 3
     assert set(found["sounds"]) == {"generated", "reference", "take 2", "take 3"}
+
+
+def test_two_claps_are_two_metrics_and_published_ones_bear_their_name(project: Path) -> None:
+    config, name = {"sample_rate": RATE}, "music_speech_audioset_epoch_15_esc_89.98"
+    extra = {"weights": f"{name}.pt", "weights_sha256": "ab", "licence": "CC0"}
+    store.save(project / "models/second", Toy("clap", 2.0), "clap", config, extra)
+    found = measure(request(project)).record
+    assert len([key for key in found["figures"] if key.startswith("clap@")]) == 2
+    assert f"clap@{name}" in found["figures"]
+    assert found["networks"][f"clap@{name}"]["weights_sha256"] == "ab"
+    save_toy(project / "models/judge/other", "cnn14", scale=3.0)
+    with pytest.raises(ValueError, match="have one name"):
+        measure(request(project))
+
+
+def test_the_command_prints_the_figures_and_writes_the_record(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project)
+    line = ["siren", "measure", "made", "real", "manifest.csv", "--out", "told/made.json", "--resamples", "20"]
+    monkeypatch.setattr(sys, "argv", [*line, "--candidates", "3"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    record = json.loads((project / "told/made.json").read_text())
+    assert record["candidates"] == 3
+    assert {"resampler", "min_seconds", "seed"} <= set(record["protocol"])
+    said = capsys.readouterr()
+    assert "fd@cnn14-toy" in said.out
+    assert "batches through networks" in said.err
+    (project / "made/clip-05.wav").unlink()
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err.count("siren: generated: 1 of 24 clips are missing in made: 'clip-05'") == 1
 
 
 def test_manifests_of_every_format_are_one(tmp_path: Path) -> None:
