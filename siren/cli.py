@@ -11,7 +11,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from siren.config import Config
+    from siren.evaluate.measure import Measured
     from siren.tracking.promotion import Verdict
 
 CHAMPION = "models:/siren@champion"
@@ -145,6 +146,66 @@ def _print_verdict(verdict: "Verdict") -> None:
         passed = {True: "yes", False: "NO", None: ""}[check.passed]
         table.add_row(check.name, check.challenger, check.champion, passed, check.reason)
     Console().print(table)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def measure(
+    generated: Annotated[Path, typer.Argument(help="A system's sounds.")],
+    reference: Annotated[Path, typer.Argument(help="The real ones, under the same names.")],
+    manifest: Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet: file, caption, and perhaps labels.")],
+    networks: Annotated[Path, typer.Option(help="Folder of judges, CLAPs and ImageBind.")] = Path("models"),
+    out: Annotated[Path, typer.Option(help="The record, as JSON.")] = Path("measured.json"),
+    take: Annotated[
+        list[Path] | None, typer.Option(help="Further clips of the same prompts, for best of N; may be given again.")
+    ] = None,
+    candidates: Annotated[int, typer.Option(min=1, help="Of how many clips each was chosen; recorded.")] = 1,
+    resampler: Annotated[str, typer.Option(help="hann, as audioldm_eval, or soxr.")] = "hann",
+    min_seconds: Annotated[float, typer.Option(help="Judges hear shorter clips padded to this.")] = 2.0,
+    resamples: Annotated[int, typer.Option(min=1, help="Behind the interval of a mean; a tenth of a set's.")] = 1000,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    cache: Annotated[Path, typer.Option(help="Features, by content.")] = Path(".siren/features"),
+    seed: Annotated[int, typer.Option(help="Of the intervals.")] = 0,
+) -> None:
+    """Any system's sounds against real ones: FD, FAD, KAD, KL, IS, CLAP and ImageBind scores with intervals."""
+    import torch
+
+    from siren.evaluate import measure as measuring
+    from siren.evaluate.features import Preparation
+
+    request = measuring.Request(
+        generated=generated,
+        reference=reference,
+        manifest=manifest,
+        networks=networks,
+        cache=cache,
+        takes=tuple(take or ()),
+        candidates=candidates,
+        preparation=Preparation(resampler, min_seconds),
+        batch_size=batch_size,
+        resamples=resamples,
+        seed=seed,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )
+    measured = measuring.measure(request)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(measured.record, indent=1) + "\n")
+    _print_measured(measured, measuring.rows(measured.record))
+    print(out)
+
+
+def _print_measured(measured: "Measured", rows: Sequence[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("figure", "generated", "interval (95 %)", "reference", "clips")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    for note in measured.record["notes"]:
+        console.print(f"note: {note}", highlight=False)
+    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in measured.seconds.items())
+    progress.notice(f"{measured.forwards} batches through networks; {spent}")
 
 
 @app.command(rich_help_panel=PEOPLE)

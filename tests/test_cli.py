@@ -52,6 +52,7 @@ def test_help_imports_nothing_heavy_and_names_every_verb() -> None:
     for verb in (
         *cli.stage_functions(),
         "generate",
+        "measure",
         "promote",
         "params",
         "doctor",

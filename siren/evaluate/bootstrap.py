@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from siren.progress import track
+
 LEVEL = 0.95
 
 
@@ -69,6 +71,27 @@ def of_sets(
     low, high = _percentiles(np.array(draws), level)
     excess = float(np.mean(draws)) - value
     return Interval(value, max(0.0, low - excess), max(0.0, high - excess))
+
+
+def of_counts(
+    statistic: Callable[[np.ndarray], float],
+    count: int,
+    resamples: int,
+    seed: int,
+    least: float = 0.0,
+    label: str = "interval",
+) -> Interval:
+    """Interval of a statistic of how often each of `count` clips was drawn, int [N] → number; all ones is the set.
+
+    Shifted by the excess of the resamples as `of_sets` is, and not below `least`.
+    """
+    value = statistic(np.ones(count, int))
+    generator = np.random.default_rng(seed)
+    drawn = [np.bincount(generator.integers(count, size=count), minlength=count) for _ in range(resamples)]
+    draws = np.array([statistic(counts) for counts in track(drawn, label, unit="draw")])
+    low, high = _percentiles(draws, LEVEL)
+    excess = float(draws.mean()) - value
+    return Interval(value, max(least, low - excess), max(least, high - excess))
 
 
 def _percentiles(draws: np.ndarray, level: float) -> tuple[float, float]:

@@ -71,6 +71,13 @@ def read_sidecar(folder: str | Path) -> dict[str, Any]:
     return sidecar
 
 
+def origin(weights: str | Path, licence: str) -> dict[str, str]:
+    """Where published weights are from, for the sidecar: their name, their licence, and of a file the SHA-256."""
+    path = Path(weights)
+    name = {"weights": path.name if path.is_file() else str(weights), "licence": licence}
+    return name | ({"weights_sha256": file_sha256(path)} if path.is_file() else {})
+
+
 def fingerprint(tensors: Mapping[str, Tensor] | Iterable[Tensor]) -> str:
     """SHA-256 (hex) over names, dtypes, shapes and bytes; equal exactly where all of them are.
 

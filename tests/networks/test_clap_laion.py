@@ -1,12 +1,20 @@
 """The same weights through laion_clap's own class: the same text states, embeddings, fingerprint and bytes."""
 
 import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from siren.networks import clap as claps
+from siren.networks import store
+from siren.networks.clap import published
+from siren.networks.clap.architecture import HTSAT_BASE_48K, HTSAT_TINY_48K
 from siren.networks.clap.names import to_laion, to_transformers
+from siren.networks.packages import module_of
 from tests.networks.test_clap import CAPTIONS, clips, network, tiny
 
 
@@ -69,3 +77,49 @@ def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 
     with pytest.raises(ImportError, match="pip install --no-deps no-such-distribution"):
         module_of("no_such_package_here", "model", "no-such-distribution")
+
+
+def checkpoint(path: Path, state: dict[str, torch.Tensor]) -> Path:
+    """A file as laion_clap leaves it: `module.` before every name, and a numpy scalar under numpy 1's path."""
+    torch.save({"epoch": 15, "best": np.float64(0.5), "state_dict": {f"module.{k}": v for k, v in state.items()}}, path)
+    old = path.with_suffix(".old")
+    with zipfile.ZipFile(path) as new, zipfile.ZipFile(old, "w") as file:
+        for name in new.namelist():
+            file.writestr(name, new.read(name).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    old.replace(path)
+    return path
+
+
+def test_a_checkpoint_file_loads_at_the_size_that_its_width_tells(
+    ours: claps.Clap, theirs: claps.Clap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published, "PUBLISHED", {ours.arch.width: ours.arch, 7: None})
+    state = {k: v.clone() for k, v in theirs.model.state_dict().items()}
+    path = checkpoint(tmp_path / "music_speech_audioset_epoch_15_esc_89.98.pt", state)
+    ours.tokenizer.save(tmp_path)
+    loaded = claps.load_weights(network({}, str(path)), 16000)
+    assert torch.equal(loaded.embed_audio(clips(2)), ours.embed_audio(clips(2)))
+    told = claps.extra(str(path))
+    assert (told["weights"], told["weights_sha256"]) == (path.name, store.file_sha256(path))
+    assert "CC0" in told["licence"]
+    fused = state | {"audio_branch.patch_embed.fusion_model.x": torch.zeros(1)}
+    with pytest.raises(ValueError, match="feature fusion"):
+        claps.load_weights(network({}, str(checkpoint(tmp_path / "fused.pt", fused))), 16000)
+    monkeypatch.setattr(published, "PUBLISHED", {7: None})
+    with pytest.raises(ValueError, match=f"width {ours.arch.width}; known are 7"):
+        claps.load_weights(network({}, str(path)), 16000)
+    with pytest.raises(ValueError, match="not a laion_clap checkpoint"):
+        claps.load_weights(network({}, str(checkpoint(tmp_path / "other.pt", {"x": torch.zeros(1)}))), 16000)
+
+
+@pytest.mark.slow
+def test_the_published_sizes_are_the_packages_own(theirs: claps.Clap) -> None:
+    htsat = module_of("laion_clap", "clap_module.htsat", "laion-clap")
+    for name, arch in (("tiny", HTSAT_TINY_48K), ("base", HTSAT_BASE_48K)):
+        rates = {"sample_rate": 48000, "window_size": 1024, "hop_size": 480, "fmin": 50, "fmax": 14000, "mel_bins": 64}
+        config = SimpleNamespace(model_name=name, class_num=527, clip_samples=480000, **rates)
+        made = htsat.create_htsat_model(config)
+        assert made.embed_dim == arch.width
+        assert tuple(layer.depth for layer in made.layers) == arch.depths
+        assert tuple(layer.blocks[0].num_heads for layer in made.layers) == arch.heads
+        assert made.spec_size == arch.spec_size

@@ -74,6 +74,10 @@ def test_cnn14_of_width_one_equals_the_panns_network_loaded_from_its_file(panns:
         theirs, mine = panns(wav), ours(wav)
         mel = panns.logmel_extractor(panns.spectrogram_extractor(wav))
         torch.testing.assert_close(ours.log_mel(wav), mel, atol=2e-3, rtol=1e-4)  # dB
+    told = judges.extra(str(panns_file))
+    assert told["weights"] == panns_file.name
+    assert len(told["weights_sha256"]) == 64
+    assert "CC BY 4.0" in told["licence"]
     assert mine.features.shape == (1, 2048)
     assert len(ours.labels) == 527
     torch.testing.assert_close(mine.features, theirs["embedding"], atol=1e-4, rtol=1e-3)

@@ -14,6 +14,7 @@ from siren.networks.clap.published import load_published
 from siren.networks.text import Tokenizer, train
 
 KIND = "clap"
+LICENCE = "CC0-1.0 for LAION's checkpoint files, Apache-2.0 for its models on the hub; others: see their source"
 CLAPS: dict[str, type[Clap]] = {"transformers": TransformersClap, "laion": LaionClap}
 
 __all__ = ["CLAPS", "KIND", "Architecture", "Clap", "build", "extra", "load", "load_weights", "save"]
@@ -79,7 +80,7 @@ def load_weights(network: Network, sample_rate: int) -> Clap:
 
 def extra(weights: str) -> dict[str, Any]:
     """What the sidecar of saved weights tells beyond their config; where they are from, for published ones."""
-    return store.read_sidecar(weights)["extra"] if is_ours(weights) else {"weights": weights}
+    return store.read_sidecar(weights)["extra"] if is_ours(weights) else store.origin(weights, LICENCE)
 
 
 def is_ours(folder: str | Path) -> bool:

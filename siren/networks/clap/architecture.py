@@ -1,13 +1,13 @@
 """The size of a CLAP (arXiv 2211.06687): HTS-AT audio tower, RoBERTa text tower, a projection on each.
 
 One dataclass describes both backends and every size, from the demo's (the defaults) to the published ones
-(`HTSAT_TINY_48K`), so that a saved network does not depend on the library that will run it.
+(`HTSAT_TINY_48K`, `HTSAT_BASE_48K`), so that a saved network does not depend on the library that will run it.
 
 HTS-AT folds the log-mel image [T frames, F bands] into a square of `spec_size`: `spec_size / mel_bands` stretches of
 time lie on top of each other, and fewer frames than fit are stretched (bicubic) to fill it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from siren.config import parse, require
@@ -133,3 +133,6 @@ HTSAT_TINY_48K = Architecture(  # laion/clap-htsat-unfused and 630k-audioset-bes
     embed_dim=512,
     dropout=0.1,
 )
+# music_speech_audioset_epoch_15_esc_89.98.pt and music_audioset_epoch_15_esc_90.14.pt: what most papers score with
+HTSAT_BASE_48K = replace(HTSAT_TINY_48K, width=128, depths=(2, 2, 12, 2))
+PUBLISHED = {arch.width: arch for arch in (HTSAT_TINY_48K, HTSAT_BASE_48K)}

@@ -5,17 +5,30 @@ need a network. Only models without feature fusion: fusion serves clips longer t
 nor reward ever has one.
 """
 
+import _codecs
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from siren.networks.clap.architecture import HTSAT_TINY_48K, Architecture
+from siren.networks.clap.architecture import PUBLISHED, Architecture
 from siren.networks.clap.names import to_transformers
 from siren.networks.clap.protocol import Clap
 from siren.networks.text import FILE, Tokenizer
 
 SUFFIXES = (".pt", ".pth", ".bin")
+PATCHES = "audio_model.audio_encoder.patch_embed.proj.weight"
+
+# laion_clap's checkpoints hold a few numbers of their training as numpy scalars: plain data, and no code either
+NUMPY_SCALARS: list[Any] = [
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    np.float64(0).__reduce__()[0],
+    np.dtype,
+    type(np.dtype(np.float64)),
+    type(np.dtype(np.int64)),
+    _codecs.encode,
+]
 
 
 def load_published(name: str, backend: type[Clap], sample_rate: int) -> Clap:
@@ -80,10 +93,27 @@ def architecture_of(config: Any, extractor: Any) -> Architecture:
 
 
 def _checkpoint(path: Path) -> tuple[Architecture, Tokenizer, dict[str, torch.Tensor]]:
-    """A checkpoint of laion_clap's HTSAT-tiny (630k-audioset-best.pt), its RoBERTa tokenizer.json beside it."""
+    """A checkpoint of laion_clap's HTSAT, tiny (630k-audioset-best.pt) or base (..._esc_89.98.pt), told by its width.
+
+    RoBERTa's tokenizer.json lies beside it, or is asked for by name.
+    """
     data = load_tensors(path)
+    state = to_transformers(data.get("state_dict", data))
+    refuse_unknown(path, state)
     tokenizer = Tokenizer.load(path.parent) if (path.parent / FILE).is_file() else Tokenizer.published("roberta-base")
-    return HTSAT_TINY_48K, tokenizer, to_transformers(data.get("state_dict", data))
+    return PUBLISHED[len(state[PATCHES])], tokenizer, state
+
+
+def refuse_unknown(path: Path, state: dict[str, torch.Tensor]) -> None:
+    """Raise ValueError for a checkpoint that is no CLAP without fusion of a published size."""
+    if PATCHES not in state:
+        raise ValueError(f"{path} has no {PATCHES}: it is not a laion_clap checkpoint with an HTSAT audio tower")
+    if any("fusion" in name for name in state):
+        raise ValueError(f"{path} uses feature fusion; take one without, such as 630k-audioset-best.pt")
+    if len(state[PATCHES]) not in PUBLISHED:
+        raise ValueError(
+            f"{path} has an HTSAT of width {len(state[PATCHES])}; known are {', '.join(map(str, PUBLISHED))}"
+        )
 
 
 def load_tensors(path: str | Path) -> dict[str, Any]:
@@ -96,7 +126,8 @@ def load_tensors(path: str | Path) -> dict[str, Any]:
 
         return load_file(path)
     try:
-        data: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMPY_SCALARS):
+            data: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle's own exceptions differ between torch versions
         raise ValueError(
             f"{path} holds more than tensors, and nothing is unpickled here ({error}); convert it to safetensors"

@@ -117,7 +117,9 @@ def load_weights(network: Network, sample_rate: int) -> Any:
 def extra(weights: str) -> dict[str, Any]:
     """What the sidecar of saved weights tells beyond their config; where they are from, for published ones."""
     ours = is_ours(weights) or clap_network.is_ours(weights)
-    return store.read_sidecar(weights)["extra"] if ours else {"weights": weights}
+    if ours:
+        return store.read_sidecar(weights)["extra"]
+    return store.origin(weights, LICENCE) if Path(weights).is_file() else clap_network.extra(weights)
 
 
 def is_ours(folder: str | Path) -> bool:

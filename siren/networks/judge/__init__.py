@@ -38,6 +38,7 @@ __all__ = [
 
 Judge = Cnn14 | Vggish
 ROLES = {"panns": "cnn14", "vggish": "vggish"}  # section of the settings → the network that the evaluation needs there
+LICENCE = "CC BY 4.0 for PANNs' weights (Zenodo 3987831), Apache-2.0 for torchvggish's; others: see their source"
 SAMPLE_RATE = cnn14.SAMPLE_RATE
 assert vggish.SAMPLE_RATE == SAMPLE_RATE
 
@@ -125,8 +126,8 @@ def obtain(network: settings.Network, device: str = "cpu") -> Judge:
 
 
 def extra(weights: str) -> dict[str, Any]:
-    """What the sidecar of saved weights tells beyond their config; for a published file, its name."""
-    return store.read_sidecar(weights)["extra"] if Path(weights).is_dir() else {"weights": Path(weights).name}
+    """What the sidecar of saved weights tells beyond their config; for a published file, its origin."""
+    return store.read_sidecar(weights)["extra"] if Path(weights).is_dir() else store.origin(weights, LICENCE)
 
 
 def _known(backend: str) -> str:

@@ -1,0 +1,148 @@
+"""Two folders of sounds and a manifest: which file belongs to which prompt, checked before anything is computed.
+
+Files are paired by their name without folder and suffix, as the field does. Nothing falls back: what is missing, too
+much, unreadable or of another rate is named. Public loaders replace an unreadable file by its neighbour, which hides
+failed generations.
+"""
+
+import csv
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from siren import audio
+from siren.networks.store import file_sha256
+from siren.progress import track
+
+SUFFIXES = (".flac", ".mp3", ".ogg", ".wav")
+
+
+@dataclass(frozen=True)
+class Sounds:
+    """The clips of one folder in the order of the prompts."""
+
+    paths: list[Path]
+    hashes: list[str]  # SHA-256 of each file's bytes
+    lengths: list[int]  # samples at the files' own rate
+    sample_rate: int
+    unlisted: list[str]  # sound files of the folder that the manifest does not name
+
+    def facts(self) -> dict[str, Any]:
+        """What a figure needs beside it to be repeated."""
+        return {
+            "files": len(self.paths),
+            "unlisted": len(self.unlisted),
+            "identical": len(self.hashes) - len(set(self.hashes)),
+            "sample_rate": self.sample_rate,
+            "seconds": round(sum(self.lengths) / self.sample_rate, 3),
+            "seconds_range": [round(f(self.lengths) / self.sample_rate, 3) for f in (min, max)],
+            "content_sha256": hash_of(self.hashes),
+        }
+
+
+def hash_of(items: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(items).encode()).hexdigest()
+
+
+def read_manifest(path: str | Path) -> list[dict[str, Any]]:
+    """Rows {id, caption, labels} by id, of a table with the columns file, caption and perhaps labels (or label).
+
+    CSV, JSON lines or Parquet. Several labels of a cell stand between semicolons. Raises ValueError naming the rows
+    that lack something or share a name.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"no manifest at {path}; it is a CSV, JSONL or Parquet table with columns file and caption")
+    rows: list[dict[str, Any]] = []
+    for number, row in enumerate(_table(path), 1):
+        if absent := [key for key in ("file", "caption") if not str(row.get(key) or "").strip()]:
+            raise ValueError(f"{path}, row {number} has no {' and no '.join(absent)}; every clip needs both")
+        labels = row.get("labels", row.get("label")) or []
+        labels = labels.split(";") if isinstance(labels, str) else labels
+        rows.append(
+            {
+                "id": Path(str(row["file"])).stem,
+                "caption": str(row["caption"]).strip(),
+                "labels": [str(label).strip() for label in labels],
+            }
+        )
+    if not rows:
+        raise ValueError(f"{path} lists no clips")
+    counts = Counter(str(row["id"]) for row in rows)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise ValueError(f"{path} has {_named(twice)} more than once; one caption a clip, and no two files of one name")
+    return sorted(rows, key=lambda row: row["id"])
+
+
+def _table(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        return list(pq.read_table(path).to_pylist())
+    if path.suffix in (".jsonl", ".ndjson"):
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if path.suffix == ".csv":
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return list(csv.DictReader(file))
+    raise ValueError(f"{path.name} is no manifest: the suffix must be .csv, .jsonl or .parquet")
+
+
+def gather(folder: str | Path, ids: Sequence[str], label: str, exact: bool = False) -> Sounds:
+    """The clips `ids` in `folder`, at any depth. With `exact`, there may be no others.
+
+    Raises ValueError that names the files that are missing, too many, unreadable, or of another sample rate.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{label}: there is no folder {folder}")
+    found: dict[str, Path] = {}
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()):
+        if path.stem in found:
+            raise ValueError(f"{label}: {found[path.stem]} and {path} have one name; clips are paired by it")
+        found[path.stem] = path
+    if missing := [name for name in ids if name not in found]:
+        raise ValueError(f"{label}: {len(missing)} of {len(ids)} clips are missing in {folder}: {_named(missing)}")
+    unlisted = sorted(set(found) - set(ids))
+    if exact and unlisted:
+        raise ValueError(
+            f"{label}: {folder} has {len(unlisted)} sounds that the manifest does not list: {_named(unlisted)}; "
+            "move them away, or list them"
+        )
+    paths = [found[name] for name in ids]
+    headers = [_header(path, label) for path in paths]
+    rates = Counter(rate for rate, _ in headers)
+    if len(rates) > 1:
+        example = {rate: next(p.name for p, h in zip(paths, headers, strict=True) if h[0] == rate) for rate in rates}
+        told = ", ".join(f"{rates[rate]} at {rate} Hz (such as {example[rate]})" for rate in sorted(rates))
+        raise ValueError(f"{label}: {folder} mixes sample rates: {told}; a set is measured at one")
+    hashes = [file_sha256(path) for path in track(paths, f"{label}: hashing", unit="file")]
+    return Sounds(paths, hashes, [length for _, length in headers], headers[0][0], unlisted)
+
+
+def _header(path: Path, label: str) -> tuple[int, int]:
+    """Rate and samples that the file promises; `read` holds it to them."""
+    import soundfile
+
+    try:
+        info = soundfile.info(path)
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise ValueError(f"{label}: {path.name} is not readable as sound: {error}") from None
+    if info.frames == 0:
+        raise ValueError(f"{label}: {path.name} holds no samples")
+    return info.samplerate, info.frames
+
+
+def read(path: Path) -> np.ndarray:
+    """The first channel, as audioldm_eval takes it (others average them). [S]. Raises `AudioError` with the reason."""
+    return audio.read(path)[0][0]
+
+
+def _named(names: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(repr(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
