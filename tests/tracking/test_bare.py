@@ -122,7 +122,7 @@ SMALL = (  # scale small as it is, but for its sizes, on sounds that are made he
     *("networks.judge.panns.architecture.width=0.0625", "networks.judge.vggish.architecture.width=0.125"),
     *(f"{name}.training.{key}" for name in TRAINED for key in TRAINING),
     *("model.dim=64", "model.num_heads=4", "model.num_kv_heads=4", "model.main_layers=1", "model.decoder_layers=1"),
-    *("train.stage1.compile=false", "train.stage1.precision=fp32"),
+    "train.stage1.precision=fp32",
     *("align.steps=1", "align.warmup_steps=0", "align.prompts_per_step=2", "align.group_size=2"),
 )
 
