@@ -149,4 +149,5 @@ def digest(folder: Path) -> str:
 def _download(address: str, uri: str) -> Path:
     import mlflow
 
-    return Path(mlflow.artifacts.download_artifacts(address, tracking_uri=uri))
+    mlflow.set_tracking_uri(uri)  # not as an argument alone: MLflow asks its default store too, and would make one here
+    return Path(mlflow.artifacts.download_artifacts(address))

@@ -1,8 +1,10 @@
 """From the stage `register` to a sound from another folder, through a registry whose bytes are checked."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +111,19 @@ def test_prompts_become_waveforms_and_the_same_seed_the_same_one(here: Path) -> 
         model.predict(pandas.DataFrame({"prompt": ["rain", " "]}))
     with pytest.raises(ValueError, match=r"the prompt 'rain on .* has 77 tokens; this model reads at most 32"):
         model.predict(pandas.DataFrame({"prompt": ["rain", "rain on " * 40]}))
+
+
+@pytest.mark.slow
+def test_below_the_project_its_store_is_found_by_a_new_process(here: Path, siren: Siren) -> None:
+    """In a process of its own, where no earlier call has told MLflow which store there is."""
+    register("sounding")
+    assert siren("promote", "--model", "sounding")[0] == 0
+    below = here / "below"
+    below.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    command = [sys.executable, "-m", "siren.cli", "generate", "a dog", "--model", "models:/sounding@champion"]
+    subprocess.run([*command, "--out", "three"], cwd=below, env=environment, check=True)
+    assert [path.name for path in below.iterdir()] == ["three"]  # and no store was made here
 
 
 def test_the_first_model_goes_through_the_gate_and_then_sounds_from_another_folder(
