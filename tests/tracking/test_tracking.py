@@ -72,7 +72,11 @@ def test_a_stage_leaves_a_complete_record_without_importing_mlflow(root: Path) -
     (folder,) = records.folders(root)
     record = json.loads((folder / "run.json").read_text())
     assert (record["name"], record["status"]) == ("fetch", "FINISHED")
-    assert set(record["params"]) == {"seed", "collect.fetch.sources"}
+    assert {name.split(".download.")[0] for name in record["params"]} == {
+        "seed",
+        "collect.fetch.sources",
+        "collect.fetch",
+    }
     (line,) = (folder / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line) | {"time": 0} == {"time": 0, "step": 1, "metrics": {"loss": 2.0}}
 
