@@ -113,6 +113,12 @@ def test_prompts_become_waveforms_and_the_same_seed_the_same_one(here: Path) -> 
         model.predict(pandas.DataFrame({"prompt": ["rain", "rain on " * 40]}))
 
 
+def test_a_fresh_clone_registers_its_model() -> None:
+    """Were the stage's output in git, DVC would find it unchanged in a clone that has no registry."""
+    root = Path(__file__).parents[2]
+    subprocess.run(["git", "check-ignore", "-q", "reports/registered.json"], cwd=root, check=True)
+
+
 @pytest.mark.slow
 def test_below_the_project_its_store_is_found_by_a_new_process(here: Path, siren: Siren) -> None:
     """In a process of its own, where no earlier call has told MLflow which store there is."""
