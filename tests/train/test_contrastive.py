@@ -164,7 +164,7 @@ def test_captions_that_differ_in_order_only_are_told_apart() -> None:
     ordered, reverse = (
         model.embed_text([f"a {pair[a]} tone then a {pair[b]} tone" for pair in pairs]) for a, b in ((0, 1), (1, 0))
     )
-    assert (ordered * reverse).sum(1).max() < 0.7
+    assert (ordered * reverse).sum(1).max() < 0.85
 
 
 @pytest.mark.parametrize("kind", ["clap", "imagebind"])
