@@ -82,12 +82,12 @@ def unloadable(folder: str, stem: str) -> bool:
 
 
 def _declare_torchvision_schemas() -> None:
-    import torch
+    from torch import library
 
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    fragment = library.Library("torchvision", "FRAGMENT")
     for schema in TORCHVISION_SCHEMAS:
-        library.define(schema)
-    _declared.append(library)
+        fragment.define(schema)
+    _declared.append(fragment)
 
 
 def _without_extension(function: Callable[..., Any]) -> Callable[..., Any]:

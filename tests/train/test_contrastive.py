@@ -159,12 +159,12 @@ def test_it_learns_a_tiny_corpus(kind: str) -> None:
 @pytest.mark.slow
 def test_captions_that_differ_in_order_only_are_told_apart() -> None:
     model = build("clap", text_layers=2)
-    train_contrastive(model, *corpus(), settings(200), 0, lambda *_: None)
+    train_contrastive(model, *corpus(), settings(300), 0, lambda *_: None)
     pairs = [("low", "high"), ("middle", "low"), ("high", "middle")]
     ordered, reverse = (
         model.embed_text([f"a {pair[a]} tone then a {pair[b]} tone" for pair in pairs]) for a, b in ((0, 1), (1, 0))
     )
-    assert (ordered * reverse).sum(1).max() < 0.85
+    assert (ordered * reverse).sum(1).max() < 0.7
 
 
 @pytest.mark.parametrize("kind", ["clap", "imagebind"])
