@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ REPORTS = Path("reports")
 NETWORKS = ("codec", "clap", "imagebind", "judge")  # each a folder of models/ and a file of reports/networks/
 EARS = {"cnn14": "panns", "vggish": "vggish"}  # the evaluation's judges, by their folders in models/judge
 CHECKPOINTS = Path(".siren/checkpoints")  # outside every output, so that DVC leaves them to a stage it repeats
+HASHES = Path(".siren/hashes.json")
 DOWNLOADS = Path(".siren/downloads")  # likewise; may be a link to a larger disk
 
 
@@ -236,13 +238,16 @@ def tokenize(config: Config) -> None:
 
     with tracking.stage("tokenize", config, sections=("encode.tokenize",)) as run:
         codec, clap = codecs.load(MODELS / "codec", _device()), claps.load(MODELS / "clap", _device())
-        segments = shards.read_shards(SEGMENTS, "segments", ["id", "num_samples", "pcm"])
+        segments = partial(shards.each_shard, SEGMENTS, "segments")
         splits = {path.stem: pq.read_table(path) for path in sorted(SPLITS.glob("*.parquet"))}
-        settings, rate = config.encode.tokenize, config.audio.sample_rate
-        made = {}
-        for split, table in tokens.tokenize(codec, clap, segments, splits, rate, settings.batch_size, _device()):
-            shards.write_shards(TOKENS, split, table, settings.shard_rows, tokens.metadata(codec, clap), ".arrow")
-            made[split] = table.num_rows
+        settings, rate, made_with = config.encode.tokenize, config.audio.sample_rate, tokens.metadata(codec, clap)
+        made: dict[str, int] = {}
+        found = tokens.tokenize(codec, clap, segments, splits, rate, settings.batch_size, TOKENS, _device())
+        for split, rows in found:
+            with shards.ShardWriter(TOKENS, split, tokens.SCHEMA, settings.shard_rows, made_with, ".arrow") as writer:
+                for row in rows:
+                    writer.add([row])
+            made[split] = writer.num_rows
         run.summary({f"pairs/{split}": count for split, count in made.items()})
         pairs = sum(table.num_rows for table in splits.values())
         print(f"tokenize: {pairs} in, {sum(made.values())} out ({', '.join(f'{k} {v}' for k, v in made.items())})")
@@ -932,9 +937,9 @@ def _hashes(folders: list[Path]) -> list[str]:
 
 
 def _hash(path: Path) -> str:
-    from siren.networks.store import file_sha256
+    from siren.networks.store import remembered_sha256
 
-    return file_sha256(path)
+    return remembered_sha256(path, HASHES)
 
 
 def _waveforms(split: str) -> Any:

@@ -1,5 +1,8 @@
 """Tokens: what is written is what the trainer reads, and shards of another codec are refused."""
 
+import io
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -72,10 +75,31 @@ def corpus() -> tuple[pa.Table, dict[str, pa.Table]]:
     }
 
 
-def write(folder: Path, codec: Blocks, batch_size: int = 2) -> None:
-    segments, splits = corpus()
-    for split, table in tokens.tokenize(codec, Words(), segments, splits, RATE, batch_size):  # type: ignore[arg-type]
-        shards.write_shards(folder, split, table, 3, tokens.metadata(codec, Words()), ".arrow")  # type: ignore[arg-type]
+def write(
+    folder: Path, codec: Blocks, batch_size: int = 2, shard_rows: int = 3, pieces: tuple[int, ...] = (5,)
+) -> None:
+    table, splits = corpus()
+    starts = np.cumsum((0, *pieces[:-1]))
+
+    def segments(columns: list[str]) -> Iterator[pa.Table]:
+        return (table.select(columns).slice(start, size) for start, size in zip(starts, pieces, strict=True))
+
+    store(folder, codec, segments, splits, batch_size, shard_rows)
+
+
+def store(
+    folder: Path,
+    codec: Blocks,
+    segments: tokens.Segments,
+    splits: dict[str, pa.Table],
+    batch_size: int,
+    shard_rows: int,
+) -> None:
+    words, facts = Words(), tokens.metadata(codec, Words())  # type: ignore[arg-type]
+    for split, rows in tokens.tokenize(codec, words, segments, splits, RATE, batch_size, folder):  # type: ignore[arg-type]
+        with shards.ShardWriter(folder, split, tokens.SCHEMA, shard_rows, facts, ".arrow") as writer:
+            for row in rows:
+                writer.add([row])
 
 
 def test_the_trainer_reads_what_was_encoded(tmp_path: Path) -> None:
@@ -130,6 +154,60 @@ def test_the_same_corpus_gives_the_same_bytes(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
+def test_what_is_read_in_pieces_gives_the_bytes_of_what_is_read_whole(tmp_path: Path) -> None:
+    write(tmp_path / "whole", Blocks())
+    write(tmp_path / "pieces", Blocks(), pieces=(1, 3, 0, 1))
+    first, second = (sorted((tmp_path / name).iterdir()) for name in ("whole", "pieces"))
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_batches_are_those_of_all_segments_however_they_are_sharded() -> None:
+    sizes: list[int] = []
+
+    class Counting(Blocks):
+        def encode(self, wav: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(wav))
+            return super().encode(wav)
+
+    table, _ = corpus()
+    pieces = [table.slice(0, 3), table.slice(3, 2)]
+    codes = tokens.Spill(io.BytesIO())
+    frames = tokens.encode(Counting(), lambda _: pieces, {"s0", "s2", "s4"}, 2, codes)  # type: ignore[arg-type]
+    assert (sizes, frames) == ([2, 1], {"s0": 9, "s2": 5, "s4": 9})
+
+
+def test_memory_does_not_grow_with_the_sound(tmp_path: Path) -> None:
+    """Twenty times the segments: 19 MB more of sound, 8 MB more of tokens, and neither is held."""
+    samples, rows = 20_000, 32
+    sound: list[int] = []  # bytes that Arrow holds whenever a shard of segments is asked for
+
+    def peak(num_shards: int) -> int:
+        def segments(columns: list[str]) -> Iterator[pa.Table]:
+            for shard in range(num_shards):
+                sound.append(pa.total_allocated_bytes())
+                pcm = np.full((rows, samples), shard + 1, "<i2")
+                names = [f"{shard:03d}-{row:02d}" for row in range(rows)]
+                facts = {"id": names, "num_samples": [samples] * rows, "pcm": [wav.tobytes() for wav in pcm]}
+                yield pa.table({name: facts[name] for name in columns})
+
+        names = [name for shard in segments(["id"]) for name in shard["id"].to_pylist()]
+        wording = [f"{'a very long caption ' * 40}{name}" for name in names]
+        empty = {name: [None] * len(names) for name in ("labels", "relation", "recording_id", "score")}
+        pairs = {"id": names, "caption": wording, **empty, "crop_offsets": [[0]] * len(names)}
+        tracemalloc.start()
+        try:
+            store(tmp_path, Blocks(), segments, {"stage1": pa.table(pairs, schema=PAIRS)}, rows, rows)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(1)  # what is imported and cached once
+    few, many = peak(1), peak(20)
+    assert many - few < 2**20
+    assert max(sound) - sound[0] < 4 * rows * samples * 2
+    assert len(read_tokens(tmp_path, "stage1")) == 20 * rows
+
+
 def test_shards_of_another_codec_are_refused(tmp_path: Path) -> None:
     write(tmp_path, Blocks())
     with pytest.raises(ValueError, match="were made with codec blocks, but this codec is other"):
@@ -158,7 +236,7 @@ def test_a_codec_of_another_rate_or_shape_and_missing_segments_are_refused(tmp_p
         write(tmp_path, longer)
     segments, splits = corpus()
     with pytest.raises(ValueError, match="1 pairs have no segment, among them 's3'"):
-        list(tokens.tokenize(Blocks(), Words(), segments.slice(0, 3), splits, RATE, 2))  # type: ignore[arg-type]
+        store(tmp_path, Blocks(), lambda columns: [segments.slice(0, 3).select(columns)], splits, 2, 3)
 
 
 def test_text_states_beyond_float16_are_refused() -> None:
@@ -167,5 +245,5 @@ def test_text_states_beyond_float16_are_refused() -> None:
             states, mask = super().text_states(captions)
             return states * 1e6, mask
 
-    with pytest.raises(ValueError, match="float16 cannot hold, for 'a dog'"):
-        tokens.text_states(Loud(), ["a dog"], 4)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="float16 cannot hold, for 'rain'"):
+        tokens.text_batch(Loud(), ["rain", "a dog"])  # type: ignore[arg-type]
