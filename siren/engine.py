@@ -10,6 +10,7 @@ Where it runs is in the environment (decision 10), because it must not make DVC 
 ray), SIREN_WORKERS, SIREN_WORKER_CPUS, SIREN_WORKER_GPUS, and Ray's own RAY_ADDRESS.
 """
 
+import json
 import logging
 import math
 import multiprocessing
@@ -27,9 +28,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 
-from siren import shards
+from siren import progress, shards
 from siren.config import require
 from siren.progress import notice, track
 
@@ -137,17 +139,16 @@ def gather(
     suffix: str = ".parquet",
 ) -> list[Path]:
     """The rows of `pieces` as shards of one size, as `shards.ShardWriter` would write them, bytes included."""
-    counts = [_rows(path) for path in paths]
-    spans, start = [], 0  # of each piece among all rows
-    for path, count in zip(paths, counts, strict=True):
-        spans.append((path, start, start + count))
-        start += count
+    ends = np.cumsum([shards.num_rows(path) for path in paths])
+    starts = ends - np.diff(ends, prepend=0)  # of each piece among all rows
     made = []
-    for index, rows in enumerate(ranges(start, rows_per_shard) or [range(0)]):
-        parts = [
-            (p, max(rows.start - a, 0), min(rows.stop, b) - a) for p, a, b in spans if a < rows.stop and b > rows.start
+    for index, rows in enumerate(ranges(int(ends[-1]), rows_per_shard) or [range(0)]):
+        spans = [
+            (path, max(rows.start - a, 0), min(rows.stop, b) - a)
+            for path, a, b in zip(paths, starts, ends, strict=True)
         ]
-        made.append(_Shard(folder / f"{stem}-{index:05d}{suffix}", parts or [(paths[0], 0, 0)], len(rows)))
+        parts = [(path, int(a), int(b)) for path, a, b in spans if a < b] or [(paths[0], 0, 0)]
+        made.append(_Shard(folder / f"{stem}-{index:05d}{suffix}", parts, len(rows)))
     for _ in each(engine, _gatherer, made, f"write {stem}", "row"):
         pass
     for stale in set(shards.shard_paths(folder, stem)) - {shard.path for shard in made}:
@@ -170,13 +171,9 @@ def _gatherer() -> Work:
 
 
 def _gather(shard: _Shard) -> None:
-    parts = [shards.open_table(path).slice(start, stop - start) for path, start, stop in shard.parts]
+    parts = [shards.read_table(path).slice(start, stop - start) for path, start, stop in shard.parts]
     table = pa.concat_tables([part.replace_schema_metadata(None) for part in parts])
     shards.write_table(shard.path, table.combine_chunks())
-
-
-def _rows(path: Path) -> int:
-    return int(shards.open_table(path).num_rows)
 
 
 def ranges(total: int, size: int) -> list[range]:
@@ -191,6 +188,26 @@ class _Task:
 
     def __len__(self) -> int:
         return len(self.item) if hasattr(self.item, "__len__") else 1
+
+
+class Tables:
+    """Work on rows of shards, of a function: a table of these columns → a table and notes (JSON), which it carries."""
+
+    def __init__(self, make: Callable[[], Callable[[pa.Table], tuple[Any, ...]]], columns: list[str]) -> None:
+        self.function, self.columns = make(), columns
+
+    def __call__(self, rows: shards.Rows) -> pa.Table:
+        table, *notes = self.function(rows.read(self.columns))
+        return noted(table, notes)
+
+
+def noted(table: pa.Table, notes: Any) -> pa.Table:
+    return table.replace_schema_metadata({"notes": json.dumps(notes)})
+
+
+def notes(path: Path) -> Any:
+    """What the work that made a piece says of it."""
+    return json.loads(shards.table_metadata(path)["notes"])
 
 
 class _Kept:
@@ -216,8 +233,8 @@ class Local:
 
     name = "local"
 
-    def __init__(self, settings: Settings | None = None) -> None:
-        self.settings = settings or Settings()
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
 
     def map(self, make: Make, items: Sequence[Any], network: bool = False) -> Iterator[Any]:
         workers = min(self.settings.workers or len(os.sched_getaffinity(0)), len(items))
@@ -251,6 +268,7 @@ class Local:
 def _prepare(make: Make) -> None:
     global _make
     _make = make
+    progress.silence()
 
 
 def _do(item: Any) -> Any:
@@ -394,6 +412,7 @@ def _task(batch: pa.Table, token: str, root: str, make: Make) -> pa.Table:
 def _built(root: str, make: Make) -> Work:
     """The work, in the project's folder. An exception of its making comes out where it is used, as one of the work."""
     _enter(root)
+    progress.silence()
     try:
         return make()
     except Exception as error:
@@ -452,4 +471,4 @@ def _enter(root: str) -> None:
 
 
 ENGINES: dict[str, Callable[[Settings], Engine]] = {"local": Local, "ray": Ray}
-LOCAL = Local()
+LOCAL = Local(Settings(workers=1))  # this process alone

@@ -38,7 +38,7 @@ def track(
         mininterval=0.2 if terminal else 10.0,
         leave=True,
         smoothing=0.05,
-        disable=not _speaks(),
+        disable=_silent or not _speaks(),
     ) as bar:
         for item, size in zip(items, itertools.repeat(1) if sizes is None else sizes, strict=False):
             yield item
@@ -49,6 +49,15 @@ def notice(text: str) -> None:
     """Something that a person should know, on standard error."""
     if _speaks():
         print(text, file=sys.stderr)
+
+
+def silence() -> None:
+    """No bars from this process: another one shows those of the whole."""
+    global _silent
+    _silent = True
+
+
+_silent = False
 
 
 def _speaks() -> bool:

@@ -12,6 +12,7 @@ Shapes: N rows · S samples.
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -110,15 +111,59 @@ def read_shards(folder: str | Path, stem: str, columns: list[str] | None = None)
 
 def each_shard(folder: str | Path, stem: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """The same, one shard after the other. Raises ValueError when one is missing, before the first."""
+    return (read_table(path, columns) for path in _complete(folder, stem))
+
+
+def _complete(folder: str | Path, stem: str) -> list[Path]:
     paths = shard_paths(folder, stem)
     numbers = [int(path.stem[-5:]) for path in paths]
     if numbers != list(range(len(numbers))) or not paths:
         found = ", ".join(path.name for path in paths) or "none"
         raise ValueError(f"shards {stem}-00000 ... in {folder} are not complete (found: {found}); run the stage again")
-    return (_read_table(path, columns) for path in paths)
+    return paths
 
 
-def _read_table(path: Path, columns: list[str] | None) -> pa.Table:
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a table in shards, in their order: what one worker reads. (shard, its rows; None for all) each."""
+
+    parts: tuple[tuple[Path, np.ndarray | None], ...]
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, columns: list[str]) -> pa.Table:
+        found = [(read_table(path, columns), rows) for path, rows in self.parts]
+        return pa.concat_tables([table if rows is None else table.take(pa.array(rows)) for table, rows in found])
+
+
+def whole(folder: str | Path, stem: str, shards: int) -> list[Rows]:
+    """All rows of `stem`, so many shards at a time."""
+    paths = _complete(folder, stem)
+    groups = [paths[start : start + shards] for start in range(0, len(paths), shards)]
+    return [Rows(tuple((path, None) for path in group), sum(map(num_rows, group))) for group in groups]
+
+
+def picked(folder: str | Path, stem: str, chosen: np.ndarray, size: int) -> list[Rows]:
+    """The rows of `stem` with these numbers (ascending), `size` at a time."""
+    paths = _complete(folder, stem)
+    ends = np.cumsum([num_rows(path) for path in paths])
+    starts, found = ends - np.diff(ends, prepend=0), []
+    for begin in range(0, len(chosen), size):
+        part = chosen[begin : begin + size]
+        owners = np.searchsorted(ends, part, side="right")
+        parts = tuple((paths[k], part[owners == k] - starts[k]) for k in np.unique(owners))
+        found.append(Rows(parts, len(part)))
+    return found
+
+
+def num_rows(path: Path) -> int:
+    return int(pq.read_metadata(path).num_rows if path.suffix == ".parquet" else read_table(path).num_rows)
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """One file, memory-mapped."""
     if path.suffix == ".arrow":
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()  # columns are views of the file
         return table.select(columns) if columns else table

@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ REPORTS = Path("reports")
 NETWORKS = ("codec", "clap", "imagebind", "judge")  # each a folder of models/ and a file of reports/networks/
 EARS = {"cnn14": "panns", "vggish": "vggish"}  # the evaluation's judges, by their folders in models/judge
 CHECKPOINTS = Path(".siren/checkpoints")  # outside every output, so that DVC leaves them to a stage it repeats
+PIECES = Path(".siren/pieces")  # likewise
 HASHES = Path(".siren/hashes.json")
 DOWNLOADS = Path(".siren/downloads")  # likewise; may be a link to a larger disk
 
@@ -231,23 +231,18 @@ def tokenize(config: Config) -> None:
     """Segments and captions to token shards: codes, text states, crops."""
     import pyarrow.parquet as pq
 
-    from siren import shards
+    from siren import engine
     from siren.encode import tokenize as tokens
-    from siren.networks import clap as claps
-    from siren.networks import codec as codecs
 
     with tracking.stage("tokenize", config, sections=("encode.tokenize",)) as run:
-        codec, clap = codecs.load(MODELS / "codec", _device()), claps.load(MODELS / "clap", _device())
-        segments = partial(shards.each_shard, SEGMENTS, "segments")
         splits = {path.stem: pq.read_table(path) for path in sorted(SPLITS.glob("*.parquet"))}
-        settings, rate, made_with = config.encode.tokenize, config.audio.sample_rate, tokens.metadata(codec, clap)
-        made: dict[str, int] = {}
-        found = tokens.tokenize(codec, clap, segments, splits, rate, settings.batch_size, TOKENS, _device())
-        for split, rows in found:
-            with shards.ShardWriter(TOKENS, split, tokens.SCHEMA, settings.shard_rows, made_with, ".arrow") as writer:
-                for row in rows:
-                    writer.add([row])
-            made[split] = writer.num_rows
+        settings, rate, where = config.encode.tokenize, config.audio.sample_rate, engine.chosen()
+        made_with = [*_segments(), *sorted(SPLITS.glob("*.parquet")), *_weights("codec", "clap")]
+        work = _pieces("tokenize", made_with, settings)
+        made = tokens.tokenize(
+            _codec, _clap, SEGMENTS, splits, TOKENS, work, rate, settings.batch_size, settings.shard_rows, where
+        )
+        _made("tokenize")
         run.summary({f"pairs/{split}": count for split, count in made.items()})
         pairs = sum(table.num_rows for table in splits.values())
         print(f"tokenize: {pairs} in, {sum(made.values())} out ({', '.join(f'{k} {v}' for k, v in made.items())})")
@@ -940,6 +935,54 @@ def _hash(path: Path) -> str:
     from siren.networks.store import remembered_sha256
 
     return remembered_sha256(path, HASHES)
+
+
+def _pieces(name: str, made_with: Sequence[Path], *settings: Any) -> Path:
+    """Where the pieces of a data stage wait until all are made: outside every output, so that DVC leaves them there.
+
+    They belong to these inputs and settings and to this code; pieces of others are removed.
+    """
+    import shutil
+
+    from siren.networks.store import file_sha256
+    from siren.train.loop import digest
+
+    code = [file_sha256(path) for path in sorted(Path(__file__).parent.rglob("*.py"))]
+    plain = [to_dict(part) if is_dataclass(part) else part for part in settings]
+    folder = PIECES / name / digest([code, [_hash(path) for path in made_with], plain])
+    for other in (PIECES / name).glob("*"):
+        if other != folder:
+            shutil.rmtree(other)
+    return folder
+
+
+def _made(name: str) -> None:
+    """The stage has written its result: what it kept until then goes."""
+    import shutil
+
+    shutil.rmtree(PIECES / name, ignore_errors=True)
+
+
+def _segments() -> list[Path]:
+    return sorted(SEGMENTS.glob("segments-*.parquet"))
+
+
+def _weights(*networks: str) -> list[Path]:
+    return [path for name in networks for path in sorted((MODELS / name).glob("*.safetensors"))]
+
+
+def _codec() -> tuple[Any, str]:
+    """The codec and its device, in the process that works with it."""
+    from siren.networks import codec as codecs
+
+    return codecs.load(MODELS / "codec", _device()), _device()
+
+
+def _clap() -> tuple[Any, str]:
+    """Likewise, the text-audio encoder."""
+    from siren.networks import clap as claps
+
+    return claps.load(MODELS / "clap", _device()), _device()
 
 
 def _waveforms(split: str) -> Any:

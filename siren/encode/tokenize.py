@@ -4,24 +4,27 @@ A shard is a table (`SCHEMA`) whose metadata name the codec and the text encoder
 that `tokens.py` maps; it refuses another codec. Segments are encoded whole: a crop of the codes is what training sees,
 as the codec is convolutional and its codes inside a clip depend on their surroundings alone.
 
-Memory does not grow with the sound: segments are read shard by shard, and what is made of them waits in a file without
-a name (which goes with the process) until the rows of the splits, which come in another order, are put together one by
-one. What stays in memory is the splits themselves and one dictionary entry for each segment and each caption.
+Three passes, each in pieces that any process can take (`siren.engine`): codes of the segments that a split uses, each
+once; text states of the wordings, each once; and the token shards, which look both up by their place, because splits
+come in another order. A piece is a number of whole batches, so batches are those of the whole corpus in its order,
+whatever does the work: rounding may depend on who shares a batch. Memory does not grow with the sound: what stays is
+the splits themselves, the ids of the segments and the places.
 
 Shapes: B batch · K codebooks · T frames · S samples · L text length · D text width.
 """
 
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from siren import shards
-from siren.progress import track
+from siren.engine import LOCAL, Engine, each, pieces, ranges
 
 if TYPE_CHECKING:
     from siren.networks.clap import Clap
@@ -42,26 +45,8 @@ SCHEMA = pa.schema(
 )
 
 
-Segments = Callable[[list[str]], Iterable[pa.Table]]  # columns → shard after shard of id, num_samples, pcm
-
-
-class Spill:
-    """Bytes by key in a file, which grows at its end."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.places: dict[str, tuple[int, int]] = {}  # where they begin, how many
-        self.end = 0
-
-    def __setitem__(self, key: str, value: bytes) -> None:
-        self.file.write(value)
-        self.places[key] = (self.end, len(value))
-        self.end += len(value)
-
-    def __getitem__(self, key: str) -> bytes:
-        start, length = self.places[key]
-        self.file.flush()
-        return os.pread(self.file.fileno(), length, start)
+PIECE_ROWS = 1024  # segments or wordings, rounded to whole batches
+Load = Callable[[], tuple[Any, str]]  # a network and its device, in the process that calls it
 
 
 def metadata(codec: "Codec", clap: "Clap") -> dict[str, str]:
@@ -78,52 +63,124 @@ def metadata(codec: "Codec", clap: "Clap") -> dict[str, str]:
 
 
 def tokenize(
-    codec: "Codec",
-    clap: "Clap",
-    segments: Segments,
+    codec: Load,
+    clap: Load,
+    segments: Path,
     splits: dict[str, pa.Table],
+    out: Path,
+    work: Path,
     sample_rate: int,
     batch_size: int,
-    scratch: Path,
-    device: str = "cpu",
-) -> Iterator[tuple[str, Iterator[dict[str, Any]]]]:
-    """Yield (split, its rows as `SCHEMA` names them); `splits` as `filter.select` makes them.
-
-    The rows of one split are to be taken before the next is asked for. `scratch` is a folder with room for the codes
-    and text states. Raises ValueError for a codec of another rate, for a pair whose segment is missing, for codes
-    outside the codec's range, and for text states that float16 cannot hold.
-    """
-    if codec.sample_rate != sample_rate:
-        raise ValueError(f"the codec works at {codec.sample_rate} Hz, the segments are at {sample_rate} Hz")
-    wanted = {name for table in splits.values() for name in table["id"].to_pylist()}
-    there = {name for shard in segments(["id"]) for name in shard["id"].to_pylist()}
-    if missing := sorted(wanted - there):
-        raise ValueError(f"{len(missing)} pairs have no segment, among them {missing[0]!r}; run `siren select` again")
-    captions = sorted({caption for table in splits.values() for caption in table["caption"].to_pylist()})
-    scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=scratch) as one, tempfile.TemporaryFile(dir=scratch) as other:
-        codes, texts = Spill(one), Spill(other)
-        num_frames = encode(codec, segments, wanted, batch_size, codes, device)
-        text_states(clap, captions, batch_size, texts)
-        for split, table in splits.items():
-            pairs = (pair for batch in table.to_batches(1024) for pair in batch.to_pylist())
-            yield split, (_row(pair, codes, num_frames, texts, codec.hop, clap.text_width) for pair in pairs)
-
-
-def encode(
-    codec: "Codec", segments: Segments, wanted: set[str], batch_size: int, codes: Spill, device: str = "cpu"
+    shard_rows: int,
+    engine: Engine = LOCAL,
 ) -> dict[str, int]:
-    """Put the codes of the wanted segments, each once though it may be in two splits, into `codes` → their frames.
+    """Write the token shards of all splits (as `filter.select` makes them) to `out` → pairs of each split.
 
-    Batches are those of all segments in their order, whatever the shards: rounding may depend on who shares a batch.
+    `segments`: the folder of their shards. `work`: where codes and text states are put until the shards are written;
+    what is there of an earlier run is not made again. Raises ValueError for a codec of another rate, for a pair whose
+    segment is missing, for codes outside the codec's range, and for text states that float16 cannot hold.
     """
-    num_frames: dict[str, int] = {}
-    batches = _batches(segments(["id", "num_samples", "pcm"]), wanted, batch_size)
-    for ids, lengths, pcm in track(batches, "encode", -(-len(wanted) // batch_size), unit="batch"):
-        for name, length, code in zip(ids, lengths, encode_batch(codec, pcm, device), strict=True):
-            codes[name] = code.tobytes()
-            num_frames[name] = -(-length // codec.hop)
-    return num_frames
+    (codes_by, _), (texts_by, _) = codec(), clap()
+    if codes_by.sample_rate != sample_rate:
+        raise ValueError(f"the codec works at {codes_by.sample_rate} Hz, the segments are at {sample_rate} Hz")
+    there = pa.concat_tables(shards.each_shard(segments, "segments", ["id"]))["id"]
+    used = pa.concat_arrays(
+        [chunk for table in splits.values() for chunk in table["id"].chunks] or [pa.array([], "string")]
+    )
+    if missing := sorted(set(used.filter(pc.invert(pc.is_in(used, there))).to_pylist())):
+        raise ValueError(f"{len(missing)} pairs have no segment, among them {missing[0]!r}; run `siren select` again")
+    wanted = np.flatnonzero(pc.is_in(there, used).to_numpy())  # rows of the segments
+    captions = sorted({caption for table in splits.values() for caption in table["caption"].to_pylist()})
+    size = batch_size * max(1, PIECE_ROWS // batch_size)
+    rows, wordings = (
+        shards.picked(segments, "segments", wanted, size),
+        [captions[r.start : r.stop] for r in ranges(len(captions), size)],
+    )
+    codes = pieces(engine, partial(Coder, codec, batch_size), rows, work / "codes", "encode", "segment", network=True)
+    texts = pieces(
+        engine, partial(Reader, clap, batch_size), wordings, work / "texts", "captions", "caption", network=True
+    )
+    facts = metadata(codes_by, texts_by)
+    joiner = partial(Joiner, codes, texts, size, codes_by.hop, texts_by.text_width, facts)
+    names = there.filter(pc.is_in(there, used)).combine_chunks()
+    found = []
+    for split, table in splits.items():
+        places = [
+            pc.index_in(table[column], pa.array(values, "string")).to_numpy()
+            for column, values in (("id", names), ("caption", captions))
+        ]
+        for index, part in enumerate(ranges(table.num_rows, shard_rows) or [range(0)]):
+            pairs = table.slice(part.start, len(part)).to_pylist()
+            path = out / f"{split}-{index:05d}.arrow"
+            found.append(Pairs(path, pairs, *(place[part.start : part.stop] for place in places)))
+    for _ in each(engine, joiner, found, "write tokens", "pair"):
+        pass
+    for split in splits:
+        for stale in set(shards.shard_paths(out, split)) - {pairs.path for pairs in found}:
+            stale.unlink()
+    return {split: table.num_rows for split, table in splits.items()}
+
+
+class Coder:
+    """Segments to a table of their codes."""
+
+    def __init__(self, codec: Load, batch_size: int) -> None:
+        (self.codec, self.device), self.batch_size = codec(), batch_size
+
+    def __call__(self, rows: shards.Rows) -> pa.Table:
+        table = rows.read(["num_samples", "pcm"])
+        pcm, codes = shards.pcm_array(table["pcm"]), []
+        for batch in ranges(len(rows), self.batch_size):
+            codes += [code.tobytes() for code in encode_batch(self.codec, pcm[batch.start : batch.stop], self.device)]
+        frames = [-(-length // self.codec.hop) for length in table["num_samples"].to_pylist()]
+        return pa.table({"codes": pa.array(codes, pa.large_binary()), "num_frames": pa.array(frames, pa.int32())})
+
+
+class Reader:
+    """Wordings to a table of their text states."""
+
+    def __init__(self, clap: Load, batch_size: int) -> None:
+        (self.clap, _), self.batch_size = clap(), batch_size
+
+    def __call__(self, captions: list[str]) -> pa.Table:
+        batches = [captions[rows.start : rows.stop] for rows in ranges(len(captions), self.batch_size)]
+        states = [states.tobytes() for batch in batches for states in text_batch(self.clap, batch)]
+        return pa.table({"text": pa.array(states, pa.large_binary())})
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The rows of one token shard, and the places of their codes and text states among all."""
+
+    path: Path
+    rows: list[dict[str, Any]]
+    codes: np.ndarray
+    texts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class Joiner:
+    """Writes token shards. `size`: rows of each piece but the last."""
+
+    def __init__(
+        self, codes: list[Path], texts: list[Path], size: int, hop: int, text_width: int, facts: dict[str, str]
+    ) -> None:
+        self.codes, self.texts = ([shards.read_table(path) for path in paths] for paths in (codes, texts))
+        self.size, self.hop, self.text_width, self.facts = size, hop, text_width, facts
+
+    def __call__(self, pairs: Pairs) -> None:
+        rows = [self._row(*row) for row in zip(pairs.rows, pairs.codes.tolist(), pairs.texts.tolist(), strict=True)]
+        shards.write_table(pairs.path, pa.Table.from_pylist(rows, schema=SCHEMA), self.facts)
+
+    def _row(self, pair: dict[str, Any], code: int, text: int) -> dict[str, Any]:
+        codes, states = self.codes[code // self.size], self.texts[text // self.size]
+        row = {key: pair[key] for key in ("id", "caption", "labels", "relation")}
+        row |= {name: codes[name][code % self.size].as_py() for name in ("codes", "num_frames")}
+        row["text"] = states["text"][text % self.size].as_py()
+        row["text_length"] = len(row["text"]) // (2 * self.text_width)  # float16
+        return row | {"crop_offsets": sorted({offset // self.hop for offset in pair["crop_offsets"]})}
 
 
 def encode_batch(codec: "Codec", pcm: np.ndarray, device: str = "cpu") -> np.ndarray:
@@ -141,39 +198,6 @@ def encode_batch(codec: "Codec", pcm: np.ndarray, device: str = "cpu") -> np.nda
     return codes.astype("<u2")
 
 
-def _batches(
-    segments: Iterable[pa.Table], wanted: set[str], size: int
-) -> Iterator[tuple[Sequence[str], Sequence[int], np.ndarray]]:
-    """The wanted segments, `size` at a time: ids, true lengths, pcm int16 [B, S]. A batch may span shards."""
-    batch: list[tuple[str, int, np.ndarray]] = []
-    for table in segments:
-        rows = zip(
-            table["id"].to_pylist(), table["num_samples"].to_pylist(), shards.pcm_array(table["pcm"]), strict=True
-        )
-        for row in rows:
-            if row[0] in wanted:
-                batch.append(row)
-            if len(batch) == size:
-                yield _columns(batch)
-                batch = []
-    if batch:
-        yield _columns(batch)
-
-
-def _columns(batch: list[tuple[str, int, np.ndarray]]) -> tuple[Sequence[str], Sequence[int], np.ndarray]:
-    ids, lengths, wavs = zip(*batch, strict=True)
-    return ids, lengths, np.stack(wavs)
-
-
-def text_states(clap: "Clap", captions: Sequence[str], batch_size: int, texts: Spill) -> None:
-    """Put the text states of each wording into `texts`, as `text_batch` gives them."""
-    starts = range(0, len(captions), batch_size)
-    for start in track(starts, "captions", len(starts), unit="batch"):
-        batch = captions[start : start + batch_size]
-        for caption, states in zip(batch, text_batch(clap, batch), strict=True):
-            texts[caption] = states.tobytes()
-
-
 def text_batch(clap: "Clap", captions: Sequence[str]) -> list[np.ndarray]:
     """Text states of each caption, float16 [L, D], valid tokens only. Raises ValueError where float16 is too small."""
     import torch
@@ -188,12 +212,3 @@ def text_batch(clap: "Clap", captions: Sequence[str]) -> list[np.ndarray]:
             raise ValueError(f"the text encoder gave no states, or ones that float16 cannot hold, for {caption!r}")
         found.append(half)
     return found
-
-
-def _row(
-    pair: dict[str, Any], codes: Spill, num_frames: dict[str, int], texts: Spill, hop: int, width: int
-) -> dict[str, Any]:
-    row = {key: pair[key] for key in ("id", "caption", "labels", "relation")}
-    row |= {"codes": codes[pair["id"]], "num_frames": num_frames[pair["id"]], "text": texts[pair["caption"]]}
-    row["text_length"] = len(row["text"]) // (2 * width)  # float16
-    return row | {"crop_offsets": sorted({offset // hop for offset in pair["crop_offsets"]})}

@@ -1,8 +1,9 @@
 """Tokens: what is written is what the trainer reads, and shards of another codec are refused."""
 
-import io
+import tempfile
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -80,26 +81,28 @@ def write(
 ) -> None:
     table, splits = corpus()
     starts = np.cumsum((0, *pieces[:-1]))
-
-    def segments(columns: list[str]) -> Iterator[pa.Table]:
-        return (table.select(columns).slice(start, size) for start, size in zip(starts, pieces, strict=True))
-
-    store(folder, codec, segments, splits, batch_size, shard_rows)
+    parts = [table.slice(start, size) for start, size in zip(starts, pieces, strict=True)]
+    store(folder, codec, parts, splits, batch_size, shard_rows)
 
 
 def store(
     folder: Path,
     codec: Blocks,
-    segments: tokens.Segments,
+    segments: Iterable[pa.Table],
     splits: dict[str, pa.Table],
     batch_size: int,
     shard_rows: int,
 ) -> None:
-    words, facts = Words(), tokens.metadata(codec, Words())  # type: ignore[arg-type]
-    for split, rows in tokens.tokenize(codec, words, segments, splits, RATE, batch_size, folder):  # type: ignore[arg-type]
-        with shards.ShardWriter(folder, split, tokens.SCHEMA, shard_rows, facts, ".arrow") as writer:
-            for row in rows:
-                writer.add([row])
+    with tempfile.TemporaryDirectory() as scratch:
+        there, work = Path(scratch, "segments"), Path(scratch, "work")
+        for index, table in enumerate(segments):
+            shards.write_table(there / f"segments-{index:05d}.parquet", table)
+        loads = partial(load, codec), partial(load, Words())
+        tokens.tokenize(*loads, there, splits, folder, work, RATE, batch_size, shard_rows)
+
+
+def load(network: object) -> tuple[object, str]:
+    return network, "cpu"
 
 
 def test_the_trainer_reads_what_was_encoded(tmp_path: Path) -> None:
@@ -161,7 +164,10 @@ def test_what_is_read_in_pieces_gives_the_bytes_of_what_is_read_whole(tmp_path: 
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
-def test_batches_are_those_of_all_segments_however_they_are_sharded() -> None:
+def test_batches_are_those_of_all_segments_however_they_are_sharded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "PIECE_ROWS", 2)
     sizes: list[int] = []
 
     class Counting(Blocks):
@@ -169,34 +175,39 @@ def test_batches_are_those_of_all_segments_however_they_are_sharded() -> None:
             sizes.append(len(wav))
             return super().encode(wav)
 
-    table, _ = corpus()
-    pieces = [table.slice(0, 3), table.slice(3, 2)]
-    codes = tokens.Spill(io.BytesIO())
-    frames = tokens.encode(Counting(), lambda _: pieces, {"s0", "s2", "s4"}, 2, codes)  # type: ignore[arg-type]
-    assert (sizes, frames) == ([2, 1], {"s0": 9, "s2": 5, "s4": 9})
+    write(tmp_path, Counting(), pieces=(3, 2))
+    assert sizes == [2, 2]  # four segments of five are in a split
+    assert list(read_tokens(tmp_path, "rl", "blocks").ids) == ["s2", "s0"]
+    write(tmp_path / "whole", Blocks())
+    for path in sorted((tmp_path / "whole").iterdir()):
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes()
 
 
-def test_memory_does_not_grow_with_the_sound(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty times the segments: 19 MB more of sound, 8 MB more of tokens, and neither is held."""
     samples, rows = 20_000, 32
-    sound: list[int] = []  # bytes that Arrow holds whenever a shard of segments is asked for
+    monkeypatch.setattr(tokens, "PIECE_ROWS", rows)
+    sound: list[int] = []  # bytes that Arrow holds whenever a batch is encoded
+
+    class Hearing(Blocks):
+        def encode(self, wav: torch.Tensor) -> torch.Tensor:
+            sound.append(pa.total_allocated_bytes())
+            return super().encode(wav)
 
     def peak(num_shards: int) -> int:
-        def segments(columns: list[str]) -> Iterator[pa.Table]:
+        def segments() -> Iterator[pa.Table]:
             for shard in range(num_shards):
-                sound.append(pa.total_allocated_bytes())
                 pcm = np.full((rows, samples), shard + 1, "<i2")
                 names = [f"{shard:03d}-{row:02d}" for row in range(rows)]
-                facts = {"id": names, "num_samples": [samples] * rows, "pcm": [wav.tobytes() for wav in pcm]}
-                yield pa.table({name: facts[name] for name in columns})
+                yield pa.table({"id": names, "num_samples": [samples] * rows, "pcm": [wav.tobytes() for wav in pcm]})
 
-        names = [name for shard in segments(["id"]) for name in shard["id"].to_pylist()]
+        names = [f"{shard:03d}-{row:02d}" for shard in range(num_shards) for row in range(rows)]
         wording = [f"{'a very long caption ' * 40}{name}" for name in names]
         empty = {name: [None] * len(names) for name in ("labels", "relation", "recording_id", "score")}
         pairs = {"id": names, "caption": wording, **empty, "crop_offsets": [[0]] * len(names)}
         tracemalloc.start()
         try:
-            store(tmp_path, Blocks(), segments, {"stage1": pa.table(pairs, schema=PAIRS)}, rows, rows)
+            store(tmp_path, Hearing(), segments(), {"stage1": pa.table(pairs, schema=PAIRS)}, rows, rows)
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -236,7 +247,7 @@ def test_a_codec_of_another_rate_or_shape_and_missing_segments_are_refused(tmp_p
         write(tmp_path, longer)
     segments, splits = corpus()
     with pytest.raises(ValueError, match="1 pairs have no segment, among them 's3'"):
-        store(tmp_path, Blocks(), lambda columns: [segments.slice(0, 3).select(columns)], splits, 2, 3)
+        store(tmp_path, Blocks(), [segments.slice(0, 3)], splits, 2, 3)
 
 
 def test_text_states_beyond_float16_are_refused() -> None:
