@@ -7,8 +7,10 @@ each process loads only what it uses.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,14 @@ NETWORKS = ("codec", "clap", "imagebind", "judge")  # each a folder of models/ a
 EARS = {"cnn14": "panns", "vggish": "vggish"}  # the evaluation's judges, by their folders in models/judge
 CHECKPOINTS = Path(".siren/checkpoints")  # outside every output, so that DVC leaves them to a stage it repeats
 PIECES = Path(".siren/pieces")  # likewise
+SHARDS_AT_ONCE = 2  # of segments, 256 MB of sound: what one worker captions or scores between two reports
 HASHES = Path(".siren/hashes.json")
 DOWNLOADS = Path(".siren/downloads")  # likewise; may be a link to a larger disk
 
 
 def fetch(config: Config) -> None:
     """Sources to clips: files, one manifest, and what was left out."""
-    from siren import shards
+    from siren import engine, shards
     from siren.collect import sources
     from siren.collect.fetch.download import Downloader
 
@@ -44,7 +47,7 @@ def fetch(config: Config) -> None:
         Downloader(DOWNLOADS, settings.download) as downloader,
     ):
         clips, quarantine, total = sources.collect(
-            settings.sources, CLIPS, config.audio, config.seed, downloader, licences
+            settings.sources, CLIPS, config.audio, config.seed, downloader, licences, engine.chosen()
         )
         shards.write_table(CLIPS / "clips.parquet", clips)
         counts = {"in": total, "out": clips.num_rows, "quarantined": len(quarantine)}
@@ -58,25 +61,31 @@ def segment(config: Config) -> None:
     """Clips to mono segments of one rate and length, with something to hear in them."""
     import pyarrow.parquet as pq
 
+    from siren import engine
     from siren.collect import segment as segments
 
     with tracking.stage("segment", config, sections=("audio", "collect.segment")) as run:
         clips = pq.read_table(CLIPS / "clips.parquet")
-        quarantine, counts = segments.segment(clips, CLIPS, SEGMENTS, config.collect.segment, config.audio)
+        settings, where = config.collect.segment, engine.chosen()
+        work = _pieces("segment", [CLIPS / "clips.parquet"], settings, config.audio)
+        quarantine, counts = segments.segment(clips, CLIPS, SEGMENTS, settings, config.audio, work, where)
+        _made("segment")
         run.summary(_account("segment", SEGMENTS, counts, quarantine))
 
 
 def caption(config: Config) -> None:
     """One refined caption for each segment."""
     from siren import shards
-    from siren.filter import caption as captions
+    from siren.filter.caption import SOURCE_COLUMNS
 
     with tracking.stage("caption", config, sections=("seed", "filter.caption")) as run:
-        segments = shards.read_shards(SEGMENTS, "segments", list(captions.SOURCE_COLUMNS))
-        table, quarantine, rules = captions.caption(segments, config.filter.caption.captioner, config.seed)
+        settings = [config.seed, config.filter.caption]
+        table, notes = _by_shard("caption", partial(_captioning, config), list(SOURCE_COLUMNS), [], settings)
         shards.write_table(CAPTIONS / "captions.parquet", table)
-        counts = {"in": segments.num_rows, "out": table.num_rows, "quarantined": len(quarantine)}
-        counts |= {f"rule/{name}": count for name, count in rules.items()}
+        _made("caption")
+        quarantine = [row for rows, _ in notes for row in rows]
+        counts = {"in": table.num_rows + len(quarantine), "out": table.num_rows, "quarantined": len(quarantine)}
+        counts |= Counter({f"rule/{name}": count for _, rules in notes for name, count in rules.items()})
         run.summary(_account("caption", CAPTIONS, counts, quarantine))
 
 
@@ -164,19 +173,20 @@ def judge(config: Config) -> None:
 
 def score(config: Config) -> None:
     """CLAP cosine of every segment and of every crop with its caption."""
-    import pyarrow.parquet as pq
-
     from siren import shards
-    from siren.filter import score as scores
-    from siren.networks import clap as claps
 
     with tracking.stage("score", config, sections=("audio", "filter.score")) as run:
-        captions = pq.read_table(CAPTIONS / "captions.parquet")
-        segments = shards.read_shards(SEGMENTS, "segments", ["id", "num_samples", "pcm"])
-        clap = claps.load(MODELS / "clap", _device())
-        table, quarantine = scores.score(clap, segments, captions, config.audio, config.filter.score, _device())
+        columns, made_with = ["id", "num_samples", "pcm"], [CAPTIONS / "captions.parquet", *_weights("clap")]
+        settings = [config.audio, config.filter.score]
+        table, notes = _by_shard("score", partial(_scoring, config), columns, made_with, settings, network=True)
         shards.write_table(SCORES / "scores.parquet", table)
-        counts = {"in": captions.num_rows, "out": table.num_rows, "quarantined": len(quarantine)}
+        _made("score")
+        quarantine = [row for (rows,) in notes for row in rows]
+        counts = {
+            "in": shards.num_rows(CAPTIONS / "captions.parquet"),
+            "out": table.num_rows,
+            "quarantined": len(quarantine),
+        }
         run.summary(_account("score", SCORES, counts, quarantine))
 
 
@@ -963,6 +973,46 @@ def _made(name: str) -> None:
     shutil.rmtree(PIECES / name, ignore_errors=True)
 
 
+def _by_shard(
+    name: str,
+    make: Callable[[], Callable[[Any], tuple[Any, ...]]],
+    columns: list[str],
+    made_with: list[Path],
+    settings: list[Any],
+    network: bool = False,
+) -> tuple[Any, list[Any]]:
+    """A function of tables of segments, some shards at a time → its tables as one, and what it notes of each."""
+    import pyarrow as pa
+
+    from siren import engine, shards
+
+    work, rows = (
+        _pieces(name, [*_segments(), *made_with], *settings),
+        shards.whole(SEGMENTS, "segments", SHARDS_AT_ONCE),
+    )
+    tables = partial(engine.Tables, make, columns)
+    paths = engine.pieces(engine.chosen(), tables, rows, work, name, "segment", network)
+    found = [shards.read_table(path).replace_schema_metadata(None) for path in paths]
+    return pa.concat_tables(found).combine_chunks(), [engine.notes(path) for path in paths]
+
+
+def _captioning(config: Config) -> Callable[[Any], tuple[Any, ...]]:
+    """What `caption` does to a table of segments."""
+    from siren.filter.caption import caption
+
+    return lambda segments: caption(segments, config.filter.caption.captioner, config.seed)
+
+
+def _scoring(config: Config) -> Callable[[Any], tuple[Any, ...]]:
+    """What `score` does to a table of segments."""
+    import pyarrow.parquet as pq
+
+    from siren.filter.score import score
+
+    (clap, device), captions = _clap(), pq.read_table(CAPTIONS / "captions.parquet")
+    return lambda segments: score(clap, segments, captions, config.audio, config.filter.score, device)
+
+
 def _segments() -> list[Path]:
     return sorted(SEGMENTS.glob("segments-*.parquet"))
 
@@ -1138,8 +1188,6 @@ def _tables() -> Any:
 
 def _account(name: str, folder: Path, counts: dict[str, Any], quarantine: list[dict[str, str]]) -> dict[str, float]:
     """Write a data stage's quarantine and summary, end it with one line on stdout, and return its figures."""
-    from collections import Counter
-
     from siren import shards
 
     shards.write_quarantine(folder, quarantine)

@@ -22,6 +22,7 @@ import numpy as np
 
 from siren.collect.fetch.media import place
 from siren.config import Audio, ConfigError, require
+from siren.engine import LOCAL, Engine
 from siren.progress import track
 
 OPTIONAL = ("caption", "label", "split", "licence", "id", "recording_id", "source_id", "author", "relation")
@@ -61,7 +62,9 @@ class Options:
         require(min(shares) >= 0 and sum(shares) < 1, f"val_share and test_share are {shares}; together below 1")
 
 
-def fetch(options: dict[str, Any], folder: Path, audio: Audio, seed: int) -> tuple[list[dict], list[dict]]:
+def fetch(
+    options: dict[str, Any], folder: Path, audio: Audio, seed: int, engine: Engine = LOCAL
+) -> tuple[list[dict], list[dict]]:
     """The source: copies what the manifest names under `folder/audio`; rows for the corpus, and what was left out.
 
     Raises `ConfigError` for unknown options, no manifest or a missing column.
