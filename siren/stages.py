@@ -61,7 +61,8 @@ def segment(config: Config) -> None:
     with tracking.stage("segment", config, sections=("audio", "collect.segment")) as run:
         clips = pq.read_table(CLIPS / "clips.parquet")
         quarantine, counts = segments.segment(clips, CLIPS, SEGMENTS, config.collect.segment, config.audio)
-        run.summary(_account("segment", SEGMENTS, counts, quarantine))
+        fixes = {name: counts.pop(name) for name in list(counts) if name.startswith("fix/")}
+        run.summary(_account("segment", SEGMENTS, counts, quarantine) | fixes)
 
 
 def caption(config: Config) -> None:

@@ -143,7 +143,7 @@ def test_real_recordings_are_told_apart() -> None:
     with (REAL / "manifest.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["label"] in ("crackling_fire", "dog", "rain", "clock_tick")]
     rules = Segment(0.2, 6.0, -60.0)
-    wavs = {row["file"]: segment.load(REAL / row["file"], None, None, rules, RATE) for row in rows}
+    wavs = {row["file"]: segment.load(REAL / row["file"], None, None, rules, RATE)[0] for row in rows}
     owners = {row["file"]: row["source_id"] for row in rows}
     known = Index((name, owners[name], *fingerprint(wav, RATE, FINE)) for name, wav in wavs.items())
     twins = set()

@@ -86,7 +86,7 @@ def test_a_part_of_a_file(tmp_path: Path) -> None:
     (row,) = run(tmp_path, wav, 16000, start=1.0, end=2.0).rows
     assert (row["num_samples"], row["start"]) == (16000, 1.0)
     outcome = run(tmp_path, wav, 16000, start=9.0)
-    assert outcome.quarantine[0]["reason"] == "too_short"
+    assert outcome.quarantine[0]["reason"] == "past_end"
 
 
 def test_a_silent_piece_of_a_clip_is_left_out_alone(tmp_path: Path) -> None:
