@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import tempfile
 import traceback
 import uuid
 from collections import deque
@@ -222,10 +223,7 @@ class _Kept:
             shards.write_table(task.path, table)
 
 
-# In this machine.
-
-_make: Make | None = None
-_work: Work | None = None
+# On this machine.
 
 
 class Local:
@@ -235,48 +233,51 @@ class Local:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.pool: ProcessPoolExecutor | None = None  # kept, because processes take a second to start
 
     def map(self, make: Make, items: Sequence[Any], network: bool = False) -> Iterator[Any]:
-        workers = min(self.settings.workers or len(os.sched_getaffinity(0)), len(items))
-        if network or workers < 2:
+        workers = self.settings.workers or len(os.sched_getaffinity(0))
+        if network or min(workers, len(items)) < 2:
             if items:
                 yield from map(make(), items)
             return
+        if self.pool is None:
+            # Spawned: a fork of a process that has threads (torch, pyarrow) may hang.
+            self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
         waiting: deque[Future[Any]] = deque()
-        # Spawned: a fork of a process that has threads (torch, pyarrow) may hang.
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, spawn, initializer=_prepare, initargs=(make,)) as pool:
+        with tempfile.NamedTemporaryFile(prefix="siren-work-") as file:  # each process reads it once
+            file.write(pickle.dumps(make))
+            file.flush()
             try:
                 for item in items:
-                    waiting.append(pool.submit(_do, item))
+                    waiting.append(self.pool.submit(_do, file.name, item))
                     if len(waiting) > 2 * workers:
                         yield waiting.popleft().result()
                 while waiting:
                     yield waiting.popleft().result()
             except BrokenProcessPool:
+                self.pool = None
                 raise RuntimeError(
                     "a worker process ended at once: it was killed, or memory ran out (SIREN_WORKERS=1 needs least); "
                     "finished shards are kept, so run the stage again"
                 ) from None
             finally:
-                pool.shutdown(cancel_futures=True)
+                for future in waiting:
+                    future.cancel()
 
     def train(self, name: str, function: Callable[[], None], processes: int) -> None:
         function()
 
 
-def _prepare(make: Make) -> None:
-    global _make
-    _make = make
-    progress.silence()
+_held: dict[str, Work] = {}  # work that this process has built, by the map that it belongs to
 
 
-def _do(item: Any) -> Any:
-    global _work
-    if _work is None:
-        assert _make is not None
-        _work = _make()
-    return _work(item)
+def _do(name: str, item: Any) -> Any:
+    if name not in _held:
+        progress.silence()
+        _held.clear()
+        _held[name] = pickle.loads(Path(name).read_bytes())()
+    return _held[name](item)
 
 
 # On a cluster.
@@ -397,9 +398,6 @@ class _Actor:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return _results(self.work, batch)
-
-
-_held: dict[str, Work] = {}  # work that a process which runs tasks has built, by the map that it belongs to
 
 
 def _task(batch: pa.Table, token: str, root: str, make: Make) -> pa.Table:

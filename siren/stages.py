@@ -70,7 +70,8 @@ def segment(config: Config) -> None:
         work = _pieces("segment", [CLIPS / "clips.parquet"], settings, config.audio)
         quarantine, counts = segments.segment(clips, CLIPS, SEGMENTS, settings, config.audio, work, where)
         _made("segment")
-        run.summary(_account("segment", SEGMENTS, counts, quarantine))
+        fixes = {name: counts.pop(name) for name in list(counts) if name.startswith("fix/")}
+        run.summary(_account("segment", SEGMENTS, counts, quarantine) | fixes)
 
 
 def caption(config: Config) -> None:

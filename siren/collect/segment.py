@@ -5,8 +5,9 @@ is removed; resampling (soxr); a clip beyond full scale is scaled down to it. Th
 segment without overlap. What remains at its end is dropped and counted; a clip shorter than a segment is one piece,
 zero-padded, its true length kept. Pieces that are silent or below the signal-to-noise gate (`audio.snr_db`) are
 quarantined one by one, and so are near-duplicates of held-out pieces (`fingerprint.py`), whatever their recording is
-called: train gives way to validation and test, validation to test. Held-out clips are read twice for that. Clips are
-segmented in pieces that any process can take (`siren.engine`); order and bytes of the result do not depend on which.
+called: train gives way to validation and test, validation to test. Held-out clips are read twice for that. What a rule
+changed is counted under its name (`FIXES`). Clips are segmented in pieces that any process can take (`siren.engine`);
+order and bytes of the result do not depend on which.
 """
 
 from collections import Counter
@@ -27,6 +28,8 @@ from siren.engine import LOCAL, Engine, each, gather, noted, notes, pieces, rang
 
 SLACK_SECONDS = 0.01  # so much may be missing from a piece before it counts as residue: resampling rounds lengths
 YIELDS = {"train": ("test", "val"), "val": ("test",)}  # split: those to which its near-duplicates give way
+OFFSET = 1e-3  # of full scale: a mean above it counts as a DC offset
+FIXES = ("end_clamped", "mixed_down", "dc_removed", "resampled", "scaled_down", "residue_dropped", "padded")
 SHARD_BYTES = 128 * 2**20
 PIECE_CLIPS = 128
 CLIP_COLUMNS = ("recording_id", "source", "split", "captions", "labels", "relation", "licence")
@@ -56,6 +59,7 @@ class Outcome:
     rows: list[dict[str, Any]] = field(default_factory=list)
     quarantine: list[dict[str, str]] = field(default_factory=list)
     residue_seconds: float = 0.0
+    fixes: list[str] = field(default_factory=list)  # names of `FIXES`
 
     def reject(self, item: str, reason: str, detail: str) -> None:
         self.quarantine.append({"item": item, "stage": "segment", "reason": reason, "detail": detail})
@@ -68,7 +72,8 @@ def segment(
 
     `work`: where pieces are put until the shards are written; those of an earlier run are not made again. Returns the
     quarantine rows and counts: clips in = out (at least one segment) + quarantined; segments; pieces quarantined out of
-    clips that are not; seconds of sound kept, and seconds of residue dropped.
+    clips that are not; seconds of sound kept, and seconds of residue dropped; clips that each of `FIXES` changed, as
+    "fix/NAME".
     """
     quarantine: list[dict[str, str]] = []
     counts: Counter[str] = Counter({"in": clips.num_rows})
@@ -81,11 +86,13 @@ def segment(
         counts["out" if outcome.rows else "quarantined"] += 1
         counts["pieces_quarantined"] += len(outcome.quarantine) if outcome.rows else 0
         counts["samples"] += sum(row["num_samples"] for row in outcome.rows)
+        counts.update(f"fix/{name}" for name in outcome.fixes)
         counts["residue_samples"] += round(outcome.residue_seconds * format.sample_rate)
     gather(engine, paths, out, "segments", max(1, SHARD_BYTES // (2 * format.segment_samples)))
     names = ("in", "out", "quarantined", "segments", "pieces_quarantined")
     seconds = {f"{name}seconds": counts[f"{name}samples"] / format.sample_rate for name in ("", "residue_")}
-    return quarantine, {name: counts[name] for name in names} | seconds
+    fixes = {f"fix/{name}": counts[f"fix/{name}"] for name in FIXES if counts[f"fix/{name}"]}
+    return quarantine, {name: counts[name] for name in names} | seconds | fixes
 
 
 def _parts(clips: pa.Table) -> list[pa.Table]:
@@ -159,12 +166,15 @@ def segment_clip(
     outcome = Outcome()
     rate, length = format.sample_rate, format.segment_samples
     try:
-        wav = load(folder / clip["path"], clip["start"], clip["end"], settings, rate)
+        wav, outcome.fixes = load(folder / clip["path"], clip["start"], clip["end"], settings, rate)
     except audio.AudioError as error:
         outcome.reject(clip["id"], error.reason, error.detail)
         return outcome
     pieces = max(1, (len(wav) + round(SLACK_SECONDS * rate)) // length)
-    outcome.residue_seconds = max(0, len(wav) - pieces * length) / rate
+    residue = len(wav) - pieces * length
+    outcome.residue_seconds = max(0, residue) / rate
+    if residue:
+        outcome.fixes.append("residue_dropped" if residue > 0 else "padded")
     for index in range(pieces):
         name = f"{clip['id']}-{index:03d}"
         piece = wav[index * length : (index + 1) * length]
@@ -194,20 +204,32 @@ def _twin(
     return known.find(*fingerprint.fingerprint(piece, format.sample_rate), YIELDS[split], settings.max_bit_errors)
 
 
-def load(path: Path, start: float | None, end: float | None, settings: Segment, rate: int) -> np.ndarray:
-    """A clip's file as mono at `rate`, without DC, within full scale. [S]. Raises `AudioError` with the reason."""
+def load(
+    path: Path, start: float | None, end: float | None, settings: Segment, rate: int
+) -> tuple[np.ndarray, list[str]]:
+    """A clip's file as mono at `rate`, without DC, within full scale, [S]; and which of `FIXES` changed it.
+
+    Raises `AudioError` with the reason.
+    """
     wav, source = audio.read(path)
+    seconds = wav.shape[1] / source
+    if start is not None and start >= seconds:
+        raise audio.AudioError("past_end", f"it begins at {start:g} s of a file that lasts {seconds:.4g} s")
     wav = wav[:, round((start or 0.0) * source) : None if end is None else round(end * source)]
     if wav.shape[1] < settings.min_seconds * source:
         detail = f"it lasts {wav.shape[1] / source:.4g} s, less than {settings.min_seconds:g} s"
         raise audio.AudioError("too_short", detail)
     mono = audio.to_mono(wav)
-    mono = mono - mono.mean(dtype=np.float64).astype(np.float32)
+    offset = mono.mean(dtype=np.float64).astype(np.float32)
+    mono = mono - offset
     if decibels(mono) < settings.silence_dbfs:
         detail = f"its peak is {decibels(mono):.1f} dBFS, below {settings.silence_dbfs:g}"
         raise audio.AudioError("silent", detail)
     mono = audio.resample(mono, source, rate)
-    return mono / max(1.0, float(np.abs(mono).max()))
+    peak = float(np.abs(mono).max())
+    changed = (end is not None and end > seconds + SLACK_SECONDS, len(wav) > 1, abs(offset) > OFFSET, source != rate)
+    fixes = [name for name, done in zip(FIXES, (*changed, peak > 1.0), strict=False) if done]
+    return mono / max(1.0, peak), fixes
 
 
 def decibels(wav: np.ndarray) -> float:
