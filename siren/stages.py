@@ -261,10 +261,17 @@ def tokenize(config: Config) -> None:
 
 def stage1(config: Config, k: int) -> None:
     """Train transformer K alone: tokens to models/stage1/K."""
+    from siren import engine
     from siren.train import distributed
 
     if k not in config.model.transformers:
         raise ValueError(f"there is no transformer {k}; the model has {len(config.model.transformers)}, from 0")
+    where = engine.chosen()
+    if where.name == "ray":  # a job of its own: stages that run at the same time share the cluster
+        with tracking.stage(f"stage1@{k}", config, sections=("seed", "model", "train.stage1")) as run:
+            work = partial(_stage1_elsewhere, config, k, run.folder.resolve())
+            where.train(f"stage1-{k}", work, distributed.processes())
+        return
     if distributed.launch(["stage1", str(k)]):
         return
     with distributed.join() as ranks:
@@ -273,6 +280,14 @@ def stage1(config: Config, k: int) -> None:
         else:
             with tracking.stage(f"stage1@{k}", config, sections=("seed", "model", "train.stage1")) as run:
                 _stage1(config, k, ranks, run)
+
+
+def _stage1_elsewhere(config: Config, k: int, record: Path) -> None:
+    """The training on a node of a cluster: it writes into the record that the driver keeps."""
+    from siren.train import distributed
+
+    with distributed.join() as ranks:
+        _stage1(config, k, ranks, None if ranks.rank else tracking.Run.reopen(record))
 
 
 def _stage1(config: Config, k: int, ranks: Any, run: tracking.Run | None) -> None:
