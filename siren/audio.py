@@ -6,16 +6,24 @@ can quarantine the item. Signals are float32 with full scale 1.0. soundfile and 
 Shapes: C channels · S samples.
 """
 
+import os
+import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import numpy as np
 
 if TYPE_CHECKING:
+    import soundfile
     import torch
 
 ASSUMED_FLOOR = 1e-6  # power (-60 dBFS): a steady sound above it is taken for content, not for the recorder's noise
 ABSURD = 1e6  # a float file may exceed full scale (1.0), even hold 16-bit values; beyond this it holds no sound
+RATES_HZ = (1000, 768000)  # outside of it a header is wrong, and resampling would make anything of it
+BLOCK = 2**22  # values that are decoded at once
+LONGEST = 2**28  # values of all channels (1 GiB): 4.6 hours at 16 kHz, 47 minutes of stereo at 48 kHz
+UNKNOWN = 2**60  # frames: libsndfile's way to say that it does not know
+MANY_CHUNKS = 1000  # of a WAV before its samples
 MIN_FLOOR = 1e-10  # power (-100 dBFS): digital silence counts as this much noise, which bounds the ratio
 
 
@@ -31,50 +39,107 @@ class AudioError(ValueError):
 def read(path: str | Path) -> tuple[np.ndarray, int]:
     """A sound file as float32 [C, S] and its sample rate in Hz.
 
-    Raises `AudioError` with reason missing | empty | truncated | corrupt | non_finite. Values beyond full scale
-    (float files) are kept as they are.
+    The format is that of the content, whatever the suffix says. Values beyond full scale (float files) are kept as they
+    are. Raises `AudioError` with reason missing | not_a_file | unreadable | empty | truncated | corrupt | no_length |
+    bad_rate | too_long | non_finite.
     """
     import soundfile
 
     path = Path(path)
-    if not path.is_file():
-        raise AudioError("missing", f"{path.name} does not exist")
-    size = path.stat().st_size
-    if size == 0:
-        raise AudioError("empty", f"{path.name} has 0 bytes")
-    promised = _riff_size(path)
-    if promised is not None and promised > size:
-        raise AudioError("truncated", f"{path.name} has {size} bytes, its header promises {promised}")
-    try:
-        with soundfile.SoundFile(path) as file:
-            frames, sample_rate = file.frames, file.samplerate
-            wav = file.read(dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        why = getattr(error, "error_string", str(error))  # without the path, which may differ between runs
-        raise AudioError("corrupt", f"{path.name} is not readable as sound: {why}") from None
+    name = path.name.encode("utf-8", "backslashreplace").decode()  # names of files need not be text
+    with _opened(path, name) as raw:
+        size = os.fstat(raw.fileno()).st_size
+        if size == 0:
+            raise AudioError("empty", f"{name} has 0 bytes")
+        head = raw.read(4)
+        promised = _promised_size(raw)
+        if promised is not None and promised > size + 1:  # many writers forget the byte that pads an odd chunk
+            raise AudioError("truncated", f"{name} has {size} bytes, its header promises {promised}")
+        raw.seek(0)
+        try:
+            with soundfile.SoundFile(
+                raw.fileno(), closefd=False
+            ) as file:  # by number: a suffix would choose the format
+                frames, sample_rate, channels = file.frames, file.samplerate, file.channels
+                wav = _decode(file, name)
+        except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
+            why = getattr(error, "error_string", str(error))
+            raise AudioError("corrupt", f"{name} is not readable as sound: {why}") from None
+    if len(wav) == 0 and head == b"OggS":  # its length is in the last page
+        raise AudioError("truncated", f"{name} ends before its last page")
     if len(wav) == 0:
-        raise AudioError("empty", f"{path.name} holds no samples")
+        raise AudioError("empty", f"{name} holds no samples")
     if len(wav) < frames:
-        raise AudioError("truncated", f"{path.name} holds {len(wav)} of the {frames} samples its header promises")
-    if not np.isfinite(wav).all():
-        raise AudioError(
-            "non_finite", f"{path.name} holds {np.count_nonzero(~np.isfinite(wav))} NaN or infinite values"
-        )
-    if np.abs(wav).max() > ABSURD:
-        raise AudioError("corrupt", f"{path.name} holds values up to {np.abs(wav).max():.3g}; full scale is 1.0")
+        raise AudioError("truncated", f"{name} holds {len(wav)} of the {frames} samples its header promises")
+    low, high = float(wav.min()), float(wav.max())  # NaN, where there is one
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise AudioError("non_finite", f"{name} holds {np.count_nonzero(~np.isfinite(wav))} NaN or infinite values")
+    if max(high, -low) > ABSURD:
+        raise AudioError("corrupt", f"{name} holds values up to {max(high, -low):.3g}; full scale is 1.0")
+    assert wav.shape == (frames, channels)
     return np.ascontiguousarray(wav.T), sample_rate
 
 
-def _riff_size(path: Path) -> int | None:
-    """File size that a RIFF header promises; None for other formats and for streams, which do not say.
+def _opened(path: Path, name: str) -> BinaryIO:
+    """The file for reading. Never opens what is not a file: a pipe would wait for ever."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise AudioError("not_a_file", f"{name} is a folder, a device or a pipe")
+        return path.open("rb", buffering=0)
+    except (FileNotFoundError, NotADirectoryError):
+        raise AudioError("missing", f"{name[:200]} does not exist") from None
+    except OSError as error:  # permissions, links in a circle, names that are too long, a disk that fails
+        raise AudioError("unreadable", f"{name[:200]} cannot be opened: {error.strerror}") from None
+    except ValueError as error:  # a NUL, or what no file system can hold
+        raise AudioError("missing", f"{name[:200]!r} is no name of a file: {error}") from None
 
-    libsndfile reads a cut WAV without complaint, so a truncated download is only visible here.
+
+def _decode(file: "soundfile.SoundFile", name: str) -> np.ndarray:
+    """All samples [S, C]. In blocks, because the length that a header promises may be more than memory."""
+    if file.frames > UNKNOWN:
+        raise AudioError("no_length", f"{name} is a stream that does not say how long it is; encode it again")
+    low, high = RATES_HZ
+    if not low <= file.samplerate <= high:
+        raise AudioError("bad_rate", f"{name} is at {file.samplerate} Hz; {low} to {high} Hz are sound")
+    block, most = BLOCK // file.channels, LONGEST // file.channels
+    blocks: list[np.ndarray] = []
+    while len(blocks) * block <= most:
+        blocks.append(file.read(block, dtype="float32", always_2d=True))
+        if len(blocks[-1]) < block:
+            return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+    limit = f"{most / file.samplerate:.0f} s at its {file.channels} x {file.samplerate} Hz"
+    raise AudioError("too_long", f"{name} is longer than {limit}; cut it into several files")
+
+
+def _promised_size(raw: BinaryIO) -> int | None:
+    """File size that the header of a WAV, RF64, AIFF or AU file promises for its samples; None where there is none.
+
+    libsndfile reads a cut one without complaint, so a truncated download is only visible here. What matters is the
+    chunk of samples: the size of the whole file is often wrong, and what follows the samples does not matter.
     """
-    with path.open("rb") as file:
-        head = file.read(8)
-    if head[:4] != b"RIFF" or head[4:] in (b"", b"\0\0\0\0", b"\xff\xff\xff\xff"):
+    raw.seek(0)
+    head = raw.read(12)
+    if head[:4] == b".snd" and len(head) == 12:
+        start, count = (int.from_bytes(head[i : i + 4], "big") for i in (4, 8))
+        return None if count == 0xFFFFFFFF else start + count
+    if head[:4] not in (b"RIFF", b"RIFX", b"RF64", b"FORM"):
         return None
-    return int.from_bytes(head[4:8], "little") + 8
+    order: Literal["big", "little"] = "big" if head[:4] in (b"RIFX", b"FORM") else "little"
+    place, long = 12, None
+    for _ in range(MANY_CHUNKS):
+        raw.seek(place)
+        chunk = raw.read(8 + 16)
+        if len(chunk) < 8:
+            return None  # no samples at all: libsndfile says what is wrong
+        size = int.from_bytes(chunk[4:8], order)
+        if chunk[:4] == b"ds64":
+            long = int.from_bytes(chunk[16:24], "little")
+        if chunk[:4] in (b"data", b"SSND"):
+            if size == 0xFFFFFFFF:
+                size = long or 0
+            return place + 8 + size
+        place += 8 + size + size % 2
+    return None
 
 
 def write(path: str | Path, wav: np.ndarray, sample_rate: int, subtype: str = "PCM_16") -> None:

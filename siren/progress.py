@@ -3,9 +3,10 @@
 Of the processes that torchrun starts together, only the first speaks.
 """
 
+import itertools
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -14,12 +15,21 @@ Item = TypeVar("Item")
 
 
 def track(
-    items: Iterable[Item], label: str, total: int | None = None, initial: int = 0, unit: str = "it"
+    items: Iterable[Item],
+    label: str,
+    total: int | None = None,
+    initial: int = 0,
+    unit: str = "it",
+    sizes: Iterable[int] | None = None,
 ) -> Iterator[Item]:
-    """Yield `items` while showing how many of `total` are done, the rate and the time left (on standard error)."""
+    """Yield `items` while showing how many of `total` are done, the rate and the time left (on standard error).
+
+    With `sizes` each item counts for so many.
+    """
     terminal = sys.stderr.isatty()
-    yield from tqdm(
-        items,
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with tqdm(
         desc=label,
         total=total,
         initial=initial,
@@ -28,14 +38,26 @@ def track(
         mininterval=0.2 if terminal else 10.0,
         leave=True,
         smoothing=0.05,
-        disable=not _speaks(),
-    )
+        disable=_silent or not _speaks(),
+    ) as bar:
+        for item, size in zip(items, itertools.repeat(1) if sizes is None else sizes, strict=False):
+            yield item
+            bar.update(size)
 
 
 def notice(text: str) -> None:
     """Something that a person should know, on standard error."""
     if _speaks():
         print(text, file=sys.stderr)
+
+
+def silence() -> None:
+    """No bars from this process: another one shows those of the whole."""
+    global _silent
+    _silent = True
+
+
+_silent = False
 
 
 def _speaks() -> bool:

@@ -11,6 +11,8 @@ Shapes: N rows · S samples.
 
 import os
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,26 +50,18 @@ def write_shards(
     metadata: dict[str, str] | None = None,
     suffix: str = ".parquet",
 ) -> list[Path]:
-    """Write `<stem>-00000.parquet`, `-00001`, ...; shards left by an earlier table are removed.
-
-    An empty table gives one empty shard, so that its schema and metadata are kept.
-    """
-    if rows_per_shard < 1:
-        raise ValueError(f"rows_per_shard is {rows_per_shard}; at least 1 is needed")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for index, start in enumerate(range(0, max(table.num_rows, 1), rows_per_shard)):
-        path = folder / f"{stem}-{index:05d}{suffix}"
-        write_table(path, table.slice(start, rows_per_shard), metadata)
-        paths.append(path)
-    for stale in set(shard_paths(folder, stem)) - set(paths):
-        stale.unlink()
-    return paths
+    """Write a table that is in memory as shards; see `ShardWriter`."""
+    with ShardWriter(folder, stem, table.schema, rows_per_shard, metadata, suffix) as writer:
+        writer.add(table.to_pylist())
+    return writer.paths
 
 
 class ShardWriter:
-    """The same as `write_shards` for rows that come one after the other; holds one shard in memory. Use in a `with`."""
+    """Writes `<stem>-00000.parquet`, `-00001`, ... of rows that come one after the other; use in a `with`.
+
+    One shard is held in memory. Shards left by an earlier table are removed at the end. No rows give one empty shard,
+    so that schema and metadata are kept.
+    """
 
     def __init__(
         self,
@@ -76,19 +70,24 @@ class ShardWriter:
         schema: pa.Schema,
         rows_per_shard: int,
         metadata: dict[str, str] | None = None,
+        suffix: str = ".parquet",
     ) -> None:
-        self.folder, self.stem, self.schema = Path(folder), stem, schema
+        if rows_per_shard < 1:
+            raise ValueError(f"rows_per_shard is {rows_per_shard}; at least 1 is needed")
+        self.folder, self.stem, self.schema, self.suffix = Path(folder), stem, schema, suffix
         self.rows_per_shard, self.metadata = rows_per_shard, metadata
         self.rows: list[dict[str, Any]] = []
         self.paths: list[Path] = []
+        self.num_rows = 0
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         self.rows += rows
+        self.num_rows += len(rows)
         while len(self.rows) >= self.rows_per_shard:
             self._write()
 
     def _write(self) -> None:
-        path = self.folder / f"{self.stem}-{len(self.paths):05d}.parquet"
+        path = self.folder / f"{self.stem}-{len(self.paths):05d}{self.suffix}"
         write_table(path, pa.Table.from_pylist(self.rows[: self.rows_per_shard], schema=self.schema), self.metadata)
         self.rows = self.rows[self.rows_per_shard :]
         self.paths.append(path)
@@ -107,15 +106,64 @@ class ShardWriter:
 
 def read_shards(folder: str | Path, stem: str, columns: list[str] | None = None) -> pa.Table:
     """All shards of `stem` as one table, in order, memory-mapped. Raises ValueError when one is missing."""
+    return pa.concat_tables(each_shard(folder, stem, columns))
+
+
+def each_shard(folder: str | Path, stem: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The same, one shard after the other. Raises ValueError when one is missing, before the first."""
+    return (read_table(path, columns) for path in _complete(folder, stem))
+
+
+def _complete(folder: str | Path, stem: str) -> list[Path]:
     paths = shard_paths(folder, stem)
     numbers = [int(path.stem[-5:]) for path in paths]
     if numbers != list(range(len(numbers))) or not paths:
         found = ", ".join(path.name for path in paths) or "none"
         raise ValueError(f"shards {stem}-00000 ... in {folder} are not complete (found: {found}); run the stage again")
-    return pa.concat_tables([_read_table(path, columns) for path in paths])
+    return paths
 
 
-def _read_table(path: Path, columns: list[str] | None) -> pa.Table:
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a table in shards, in their order: what one worker reads. (shard, its rows; None for all) each."""
+
+    parts: tuple[tuple[Path, np.ndarray | None], ...]
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, columns: list[str]) -> pa.Table:
+        found = [(read_table(path, columns), rows) for path, rows in self.parts]
+        return pa.concat_tables([table if rows is None else table.take(pa.array(rows)) for table, rows in found])
+
+
+def whole(folder: str | Path, stem: str, shards: int) -> list[Rows]:
+    """All rows of `stem`, so many shards at a time."""
+    paths = _complete(folder, stem)
+    groups = [paths[start : start + shards] for start in range(0, len(paths), shards)]
+    return [Rows(tuple((path, None) for path in group), sum(map(num_rows, group))) for group in groups]
+
+
+def picked(folder: str | Path, stem: str, chosen: np.ndarray, size: int) -> list[Rows]:
+    """The rows of `stem` with these numbers (ascending), `size` at a time."""
+    paths = _complete(folder, stem)
+    ends = np.cumsum([num_rows(path) for path in paths])
+    starts, found = ends - np.diff(ends, prepend=0), []
+    for begin in range(0, len(chosen), size):
+        part = chosen[begin : begin + size]
+        owners = np.searchsorted(ends, part, side="right")
+        parts = tuple((paths[k], part[owners == k] - starts[k]) for k in np.unique(owners))
+        found.append(Rows(parts, len(part)))
+    return found
+
+
+def num_rows(path: Path) -> int:
+    return int(pq.read_metadata(path).num_rows if path.suffix == ".parquet" else read_table(path).num_rows)
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """One file, memory-mapped."""
     if path.suffix == ".arrow":
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()  # columns are views of the file
         return table.select(columns) if columns else table

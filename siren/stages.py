@@ -7,8 +7,10 @@ each process loads only what it uses.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,15 @@ REPORTS = Path("reports")
 NETWORKS = ("codec", "clap", "imagebind", "judge")  # each a folder of models/ and a file of reports/networks/
 EARS = {"cnn14": "panns", "vggish": "vggish"}  # the evaluation's judges, by their folders in models/judge
 CHECKPOINTS = Path(".siren/checkpoints")  # outside every output, so that DVC leaves them to a stage it repeats
+PIECES = Path(".siren/pieces")  # likewise
+SHARDS_AT_ONCE = 2  # of segments, 256 MB of sound: what one worker captions or scores between two reports
+HASHES = Path(".siren/hashes.json")
 DOWNLOADS = Path(".siren/downloads")  # likewise; may be a link to a larger disk
 
 
 def fetch(config: Config) -> None:
     """Sources to clips: files, one manifest, and what was left out."""
-    from siren import shards
+    from siren import engine, shards
     from siren.collect import sources
     from siren.collect.fetch.download import Downloader
 
@@ -42,7 +47,7 @@ def fetch(config: Config) -> None:
         Downloader(DOWNLOADS, settings.download) as downloader,
     ):
         clips, quarantine, total = sources.collect(
-            settings.sources, CLIPS, config.audio, config.seed, downloader, licences
+            settings.sources, CLIPS, config.audio, config.seed, downloader, licences, engine.chosen()
         )
         shards.write_table(CLIPS / "clips.parquet", clips)
         counts = {"in": total, "out": clips.num_rows, "quarantined": len(quarantine)}
@@ -56,25 +61,32 @@ def segment(config: Config) -> None:
     """Clips to mono segments of one rate and length, with something to hear in them."""
     import pyarrow.parquet as pq
 
+    from siren import engine
     from siren.collect import segment as segments
 
     with tracking.stage("segment", config, sections=("audio", "collect.segment")) as run:
         clips = pq.read_table(CLIPS / "clips.parquet")
-        quarantine, counts = segments.segment(clips, CLIPS, SEGMENTS, config.collect.segment, config.audio)
-        run.summary(_account("segment", SEGMENTS, counts, quarantine))
+        settings, where = config.collect.segment, engine.chosen()
+        work = _pieces("segment", [CLIPS / "clips.parquet"], settings, config.audio)
+        quarantine, counts = segments.segment(clips, CLIPS, SEGMENTS, settings, config.audio, work, where)
+        _made("segment")
+        fixes = {name: counts.pop(name) for name in list(counts) if name.startswith("fix/")}
+        run.summary(_account("segment", SEGMENTS, counts, quarantine) | fixes)
 
 
 def caption(config: Config) -> None:
     """One refined caption for each segment."""
     from siren import shards
-    from siren.filter import caption as captions
+    from siren.filter.caption import SOURCE_COLUMNS
 
     with tracking.stage("caption", config, sections=("seed", "filter.caption")) as run:
-        segments = shards.read_shards(SEGMENTS, "segments", list(captions.SOURCE_COLUMNS))
-        table, quarantine, rules = captions.caption(segments, config.filter.caption.captioner, config.seed)
+        settings = [config.seed, config.filter.caption]
+        table, notes = _by_shard("caption", partial(_captioning, config), list(SOURCE_COLUMNS), [], settings)
         shards.write_table(CAPTIONS / "captions.parquet", table)
-        counts = {"in": segments.num_rows, "out": table.num_rows, "quarantined": len(quarantine)}
-        counts |= {f"rule/{name}": count for name, count in rules.items()}
+        _made("caption")
+        quarantine = [row for rows, _ in notes for row in rows]
+        counts = {"in": table.num_rows + len(quarantine), "out": table.num_rows, "quarantined": len(quarantine)}
+        counts |= Counter({f"rule/{name}": count for _, rules in notes for name, count in rules.items()})
         run.summary(_account("caption", CAPTIONS, counts, quarantine))
 
 
@@ -162,19 +174,20 @@ def judge(config: Config) -> None:
 
 def score(config: Config) -> None:
     """CLAP cosine of every segment and of every crop with its caption."""
-    import pyarrow.parquet as pq
-
     from siren import shards
-    from siren.filter import score as scores
-    from siren.networks import clap as claps
 
     with tracking.stage("score", config, sections=("audio", "filter.score")) as run:
-        captions = pq.read_table(CAPTIONS / "captions.parquet")
-        segments = shards.read_shards(SEGMENTS, "segments", ["id", "num_samples", "pcm"])
-        clap = claps.load(MODELS / "clap", _device())
-        table, quarantine = scores.score(clap, segments, captions, config.audio, config.filter.score, _device())
+        columns, made_with = ["id", "num_samples", "pcm"], [CAPTIONS / "captions.parquet", *_weights("clap")]
+        settings = [config.audio, config.filter.score]
+        table, notes = _by_shard("score", partial(_scoring, config), columns, made_with, settings, network=True)
         shards.write_table(SCORES / "scores.parquet", table)
-        counts = {"in": captions.num_rows, "out": table.num_rows, "quarantined": len(quarantine)}
+        _made("score")
+        quarantine = [row for (rows,) in notes for row in rows]
+        counts = {
+            "in": shards.num_rows(CAPTIONS / "captions.parquet"),
+            "out": table.num_rows,
+            "quarantined": len(quarantine),
+        }
         run.summary(_account("score", SCORES, counts, quarantine))
 
 
@@ -229,20 +242,18 @@ def tokenize(config: Config) -> None:
     """Segments and captions to token shards: codes, text states, crops."""
     import pyarrow.parquet as pq
 
-    from siren import shards
+    from siren import engine
     from siren.encode import tokenize as tokens
-    from siren.networks import clap as claps
-    from siren.networks import codec as codecs
 
     with tracking.stage("tokenize", config, sections=("encode.tokenize",)) as run:
-        codec, clap = codecs.load(MODELS / "codec", _device()), claps.load(MODELS / "clap", _device())
-        segments = shards.read_shards(SEGMENTS, "segments", ["id", "num_samples", "pcm"])
         splits = {path.stem: pq.read_table(path) for path in sorted(SPLITS.glob("*.parquet"))}
-        settings, rate = config.encode.tokenize, config.audio.sample_rate
-        made = {}
-        for split, table in tokens.tokenize(codec, clap, segments, splits, rate, settings.batch_size, _device()):
-            shards.write_shards(TOKENS, split, table, settings.shard_rows, tokens.metadata(codec, clap), ".arrow")
-            made[split] = table.num_rows
+        settings, rate, where = config.encode.tokenize, config.audio.sample_rate, engine.chosen()
+        made_with = [*_segments(), *sorted(SPLITS.glob("*.parquet")), *_weights("codec", "clap")]
+        work = _pieces("tokenize", made_with, settings)
+        made = tokens.tokenize(
+            _codec, _clap, SEGMENTS, splits, TOKENS, work, rate, settings.batch_size, settings.shard_rows, where
+        )
+        _made("tokenize")
         run.summary({f"pairs/{split}": count for split, count in made.items()})
         pairs = sum(table.num_rows for table in splits.values())
         print(f"tokenize: {pairs} in, {sum(made.values())} out ({', '.join(f'{k} {v}' for k, v in made.items())})")
@@ -250,10 +261,17 @@ def tokenize(config: Config) -> None:
 
 def stage1(config: Config, k: int) -> None:
     """Train transformer K alone: tokens to models/stage1/K."""
+    from siren import engine
     from siren.train import distributed
 
     if k not in config.model.transformers:
         raise ValueError(f"there is no transformer {k}; the model has {len(config.model.transformers)}, from 0")
+    where = engine.chosen()
+    if where.name == "ray":  # a job of its own: stages that run at the same time share the cluster
+        with tracking.stage(f"stage1@{k}", config, sections=("seed", "model", "train.stage1")) as run:
+            work = partial(_stage1_elsewhere, config, k, run.folder.resolve())
+            where.train(f"stage1-{k}", work, distributed.processes())
+        return
     if distributed.launch(["stage1", str(k)]):
         return
     with distributed.join() as ranks:
@@ -262,6 +280,14 @@ def stage1(config: Config, k: int) -> None:
         else:
             with tracking.stage(f"stage1@{k}", config, sections=("seed", "model", "train.stage1")) as run:
                 _stage1(config, k, ranks, run)
+
+
+def _stage1_elsewhere(config: Config, k: int, record: Path) -> None:
+    """The training on a node of a cluster: it writes into the record that the driver keeps."""
+    from siren.train import distributed
+
+    with distributed.join() as ranks:
+        _stage1(config, k, ranks, None if ranks.rank else tracking.Run.reopen(record))
 
 
 def _stage1(config: Config, k: int, ranks: Any, run: tracking.Run | None) -> None:
@@ -932,9 +958,97 @@ def _hashes(folders: list[Path]) -> list[str]:
 
 
 def _hash(path: Path) -> str:
-    from siren.networks.store import file_sha256
+    from siren.networks.store import remembered_sha256
 
-    return file_sha256(path)
+    return remembered_sha256(path, HASHES)
+
+
+def _pieces(name: str, made_with: Sequence[Path], *settings: Any) -> Path:
+    """Where the pieces of a data stage wait until all are made: outside every output, so that DVC leaves them there.
+
+    They belong to these inputs and settings and to this code; pieces of others are removed.
+    """
+    import shutil
+
+    from siren.networks.store import file_sha256
+    from siren.train.loop import digest
+
+    code = [file_sha256(path) for path in sorted(Path(__file__).parent.rglob("*.py"))]
+    plain = [to_dict(part) if is_dataclass(part) else part for part in settings]
+    folder = PIECES / name / digest([code, [_hash(path) for path in made_with], plain])
+    for other in (PIECES / name).glob("*"):
+        if other != folder:
+            shutil.rmtree(other)
+    return folder
+
+
+def _made(name: str) -> None:
+    """The stage has written its result: what it kept until then goes."""
+    import shutil
+
+    shutil.rmtree(PIECES / name, ignore_errors=True)
+
+
+def _by_shard(
+    name: str,
+    make: Callable[[], Callable[[Any], tuple[Any, ...]]],
+    columns: list[str],
+    made_with: list[Path],
+    settings: list[Any],
+    network: bool = False,
+) -> tuple[Any, list[Any]]:
+    """A function of tables of segments, some shards at a time → its tables as one, and what it notes of each."""
+    import pyarrow as pa
+
+    from siren import engine, shards
+
+    work, rows = (
+        _pieces(name, [*_segments(), *made_with], *settings),
+        shards.whole(SEGMENTS, "segments", SHARDS_AT_ONCE),
+    )
+    tables = partial(engine.Tables, make, columns)
+    paths = engine.pieces(engine.chosen(), tables, rows, work, name, "segment", network)
+    found = [shards.read_table(path).replace_schema_metadata(None) for path in paths]
+    return pa.concat_tables(found).combine_chunks(), [engine.notes(path) for path in paths]
+
+
+def _captioning(config: Config) -> Callable[[Any], tuple[Any, ...]]:
+    """What `caption` does to a table of segments."""
+    from siren.filter.caption import caption
+
+    return lambda segments: caption(segments, config.filter.caption.captioner, config.seed)
+
+
+def _scoring(config: Config) -> Callable[[Any], tuple[Any, ...]]:
+    """What `score` does to a table of segments."""
+    import pyarrow.parquet as pq
+
+    from siren.filter.score import score
+
+    (clap, device), captions = _clap(), pq.read_table(CAPTIONS / "captions.parquet")
+    return lambda segments: score(clap, segments, captions, config.audio, config.filter.score, device)
+
+
+def _segments() -> list[Path]:
+    return sorted(SEGMENTS.glob("segments-*.parquet"))
+
+
+def _weights(*networks: str) -> list[Path]:
+    return [path for name in networks for path in sorted((MODELS / name).glob("*.safetensors"))]
+
+
+def _codec() -> tuple[Any, str]:
+    """The codec and its device, in the process that works with it."""
+    from siren.networks import codec as codecs
+
+    return codecs.load(MODELS / "codec", _device()), _device()
+
+
+def _clap() -> tuple[Any, str]:
+    """Likewise, the text-audio encoder."""
+    from siren.networks import clap as claps
+
+    return claps.load(MODELS / "clap", _device()), _device()
 
 
 def _waveforms(split: str) -> Any:
@@ -1090,8 +1204,6 @@ def _tables() -> Any:
 
 def _account(name: str, folder: Path, counts: dict[str, Any], quarantine: list[dict[str, str]]) -> dict[str, float]:
     """Write a data stage's quarantine and summary, end it with one line on stdout, and return its figures."""
-    from collections import Counter
-
     from siren import shards
 
     shards.write_quarantine(folder, quarantine)

@@ -5,14 +5,16 @@ is removed; resampling (soxr); a clip beyond full scale is scaled down to it. Th
 segment without overlap. What remains at its end is dropped and counted; a clip shorter than a segment is one piece,
 zero-padded, its true length kept. Pieces that are silent or below the signal-to-noise gate (`audio.snr_db`) are
 quarantined one by one, and so are near-duplicates of held-out pieces (`fingerprint.py`), whatever their recording is
-called: train gives way to validation and test, validation to test. Held-out clips are read twice for that. Order and
-bytes of the result do not depend on the number of threads.
+called: train gives way to validation and test, validation to test. Held-out clips are read twice for that. What a rule
+changed is counted under its name (`FIXES`). Clips are segmented in pieces that any process can take (`siren.engine`);
+order and bytes of the result do not depend on which.
 """
 
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,14 @@ import pyarrow as pa
 from siren import audio, shards
 from siren.collect import fingerprint
 from siren.config import Audio, Segment
-from siren.progress import track
+from siren.engine import LOCAL, Engine, each, gather, noted, notes, pieces, ranges
 
 SLACK_SECONDS = 0.01  # so much may be missing from a piece before it counts as residue: resampling rounds lengths
 YIELDS = {"train": ("test", "val"), "val": ("test",)}  # split: those to which its near-duplicates give way
+OFFSET = 1e-3  # of full scale: a mean above it counts as a DC offset
+FIXES = ("end_clamped", "mixed_down", "dc_removed", "resampled", "scaled_down", "residue_dropped", "padded")
 SHARD_BYTES = 128 * 2**20
+PIECE_CLIPS = 128
 CLIP_COLUMNS = ("recording_id", "source", "split", "captions", "labels", "relation", "licence")
 SCHEMA = pa.schema(
     [
@@ -54,51 +59,86 @@ class Outcome:
     rows: list[dict[str, Any]] = field(default_factory=list)
     quarantine: list[dict[str, str]] = field(default_factory=list)
     residue_seconds: float = 0.0
+    fixes: list[str] = field(default_factory=list)  # names of `FIXES`
 
     def reject(self, item: str, reason: str, detail: str) -> None:
         self.quarantine.append({"item": item, "stage": "segment", "reason": reason, "detail": detail})
 
 
 def segment(
-    clips: pa.Table, folder: Path, out: Path, settings: Segment, format: Audio, threads: int = 2
+    clips: pa.Table, folder: Path, out: Path, settings: Segment, format: Audio, work: Path, engine: Engine = LOCAL
 ) -> tuple[list[dict[str, str]], dict[str, float]]:
     """Write the segments of all `clips` (whose files lie in `folder`) as shards in `out`.
 
-    Returns the quarantine rows and counts: clips in = out (at least one segment) + quarantined; segments; pieces
-    quarantined out of clips that are not; seconds of sound kept, and seconds of residue dropped.
+    `work`: where pieces are put until the shards are written; those of an earlier run are not made again. Returns the
+    quarantine rows and counts: clips in = out (at least one segment) + quarantined; segments; pieces quarantined out of
+    clips that are not; seconds of sound kept, and seconds of residue dropped; clips that each of `FIXES` changed, as
+    "fix/NAME".
     """
     quarantine: list[dict[str, str]] = []
     counts: Counter[str] = Counter({"in": clips.num_rows})
-    known = None if settings.max_bit_errors is None else held_out(clips, folder, settings, format, threads)
-    rows_per_shard = max(1, SHARD_BYTES // (2 * format.segment_samples))
-    with shards.ShardWriter(out, "segments", SCHEMA, rows_per_shard) as writer:
-        for outcome in track(
-            outcomes(clips, folder, settings, format, threads, known), "segment", clips.num_rows, unit="clip"
-        ):
-            writer.add(outcome.rows)
-            quarantine += outcome.quarantine
-            counts["segments"] += len(outcome.rows)
-            counts["out" if outcome.rows else "quarantined"] += 1
-            counts["pieces_quarantined"] += len(outcome.quarantine) if outcome.rows else 0
-            counts["samples"] += sum(row["num_samples"] for row in outcome.rows)
-            counts["residue_samples"] += round(outcome.residue_seconds * format.sample_rate)
+    known = None if settings.max_bit_errors is None else held_out(clips, folder, settings, format, engine)
+    make = partial(Segmenter, folder, settings, format, known)
+    paths = pieces(engine, make, _parts(clips), work, "segment", "clip")
+    for outcome in (Outcome(**facts) for path in paths for facts in notes(path)):
+        quarantine += outcome.quarantine
+        counts["segments"] += len(outcome.rows)
+        counts["out" if outcome.rows else "quarantined"] += 1
+        counts["pieces_quarantined"] += len(outcome.quarantine) if outcome.rows else 0
+        counts["samples"] += sum(row["num_samples"] for row in outcome.rows)
+        counts.update(f"fix/{name}" for name in outcome.fixes)
+        counts["residue_samples"] += round(outcome.residue_seconds * format.sample_rate)
+    gather(engine, paths, out, "segments", max(1, SHARD_BYTES // (2 * format.segment_samples)))
     names = ("in", "out", "quarantined", "segments", "pieces_quarantined")
     seconds = {f"{name}seconds": counts[f"{name}samples"] / format.sample_rate for name in ("", "residue_")}
-    return quarantine, {name: counts[name] for name in names} | seconds
+    fixes = {f"fix/{name}": counts[f"fix/{name}"] for name in FIXES if counts[f"fix/{name}"]}
+    return quarantine, {name: counts[name] for name in names} | seconds | fixes
 
 
-def held_out(clips: pa.Table, folder: Path, settings: Segment, format: Audio, threads: int = 2) -> fingerprint.Index:
+def _parts(clips: pa.Table) -> list[pa.Table]:
+    """Copies, because a slice that is sent takes the whole table with it. At least one, which may be empty."""
+    return [clips.take(pa.array(rows)) for rows in ranges(clips.num_rows, PIECE_CLIPS)] or [clips]
+
+
+class Segmenter:
+    """Clips to the table of their segments, which carries what became of each clip."""
+
+    def __init__(self, folder: Path, settings: Segment, format: Audio, known: fingerprint.Index | None) -> None:
+        self.folder, self.settings, self.format, self.known = folder, settings, format, known
+
+    def __call__(self, clips: pa.Table) -> pa.Table:
+        found = list(outcomes(clips, self.folder, self.settings, self.format, 1, self.known))
+        table = pa.Table.from_pylist([row for outcome in found for row in outcome.rows], schema=SCHEMA)
+        short = [[{"num_samples": row["num_samples"]} for row in outcome.rows] for outcome in found]
+        return noted(table, [asdict(replace(outcome, rows=rows)) for outcome, rows in zip(found, short, strict=True)])
+
+
+def held_out(
+    clips: pa.Table, folder: Path, settings: Segment, format: Audio, engine: Engine = LOCAL
+) -> fingerprint.Index:
     """Fingerprints of all pieces of validation and test."""
     import pyarrow.compute as pc
 
     some = clips.filter(pc.is_in(clips["split"], pa.array(["test", "val"])))
-    entries: list[tuple[str, str, np.ndarray, np.ndarray]] = []
-    found = track(outcomes(some, folder, settings, format, threads), "held out", some.num_rows, unit="clip")
-    for row in (row for outcome in found for row in outcome.rows):
+    make = partial(Fingerprinter, folder, settings, format)
+    found = each(engine, make, _parts(some), "held out", "clip")
+    return fingerprint.Index([entry for entries in found for entry in entries])
+
+
+class Fingerprinter:
+    """Clips to what `fingerprint.Index` holds of their pieces."""
+
+    def __init__(self, folder: Path, settings: Segment, format: Audio) -> None:
+        self.folder, self.settings, self.format = folder, settings, format
+
+    def __call__(self, clips: pa.Table) -> list[tuple[str, str, np.ndarray, np.ndarray]]:
+        found = outcomes(clips, self.folder, self.settings, self.format, 1)
+        return [self._entry(row) for outcome in found for row in outcome.rows]
+
+    def _entry(self, row: dict[str, Any]) -> tuple[str, str, np.ndarray, np.ndarray]:
         wav = shards.pcm_to_float(row["pcm"])[: row["num_samples"]]
-        bits = fingerprint.fingerprint(wav, format.sample_rate, fingerprint.FINE)
-        entries.append((row["id"], row["split"], *bits))
-    return fingerprint.Index(entries)
+        bits, heard = fingerprint.fingerprint(wav, self.format.sample_rate, fingerprint.FINE)
+        return row["id"], row["split"], bits, heard
 
 
 def outcomes(
@@ -126,12 +166,15 @@ def segment_clip(
     outcome = Outcome()
     rate, length = format.sample_rate, format.segment_samples
     try:
-        wav = load(folder / clip["path"], clip["start"], clip["end"], settings, rate)
+        wav, outcome.fixes = load(folder / clip["path"], clip["start"], clip["end"], settings, rate)
     except audio.AudioError as error:
         outcome.reject(clip["id"], error.reason, error.detail)
         return outcome
     pieces = max(1, (len(wav) + round(SLACK_SECONDS * rate)) // length)
-    outcome.residue_seconds = max(0, len(wav) - pieces * length) / rate
+    residue = len(wav) - pieces * length
+    outcome.residue_seconds = max(0, residue) / rate
+    if residue:
+        outcome.fixes.append("residue_dropped" if residue > 0 else "padded")
     for index in range(pieces):
         name = f"{clip['id']}-{index:03d}"
         piece = wav[index * length : (index + 1) * length]
@@ -161,20 +204,32 @@ def _twin(
     return known.find(*fingerprint.fingerprint(piece, format.sample_rate), YIELDS[split], settings.max_bit_errors)
 
 
-def load(path: Path, start: float | None, end: float | None, settings: Segment, rate: int) -> np.ndarray:
-    """A clip's file as mono at `rate`, without DC, within full scale. [S]. Raises `AudioError` with the reason."""
+def load(
+    path: Path, start: float | None, end: float | None, settings: Segment, rate: int
+) -> tuple[np.ndarray, list[str]]:
+    """A clip's file as mono at `rate`, without DC, within full scale, [S]; and which of `FIXES` changed it.
+
+    Raises `AudioError` with the reason.
+    """
     wav, source = audio.read(path)
+    seconds = wav.shape[1] / source
+    if start is not None and start >= seconds:
+        raise audio.AudioError("past_end", f"it begins at {start:g} s of a file that lasts {seconds:.4g} s")
     wav = wav[:, round((start or 0.0) * source) : None if end is None else round(end * source)]
     if wav.shape[1] < settings.min_seconds * source:
         detail = f"it lasts {wav.shape[1] / source:.4g} s, less than {settings.min_seconds:g} s"
         raise audio.AudioError("too_short", detail)
     mono = audio.to_mono(wav)
-    mono = mono - mono.mean(dtype=np.float64).astype(np.float32)
+    offset = mono.mean(dtype=np.float64).astype(np.float32)
+    mono = mono - offset
     if decibels(mono) < settings.silence_dbfs:
         detail = f"its peak is {decibels(mono):.1f} dBFS, below {settings.silence_dbfs:g}"
         raise audio.AudioError("silent", detail)
     mono = audio.resample(mono, source, rate)
-    return mono / max(1.0, float(np.abs(mono).max()))
+    peak = float(np.abs(mono).max())
+    changed = (end is not None and end > seconds + SLACK_SECONDS, len(wav) > 1, abs(offset) > OFFSET, source != rate)
+    fixes = [name for name, done in zip(FIXES, (*changed, peak > 1.0), strict=False) if done]
+    return mono / max(1.0, peak), fixes
 
 
 def decibels(wav: np.ndarray) -> float:

@@ -97,3 +97,26 @@ def fingerprint(tensors: Mapping[str, Tensor] | Iterable[Tensor]) -> str:
 def file_sha256(path: str | Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remembered_sha256(path: Path, memory: Path) -> str:
+    """The same, looked up in the JSON file `memory` while the file's inode, size and time of change stay.
+
+    As DVC does it: reading all shards of a corpus takes minutes. Several processes may do so at once; then what one of
+    them has just read may be forgotten, and is read again.
+    """
+    stat = path.stat()
+    state = [stat.st_ino, stat.st_size, stat.st_mtime_ns]
+    try:
+        known = json.loads(memory.read_text())
+    except (FileNotFoundError, ValueError):
+        known = {}
+    key = str(path.resolve())
+    if (found := known.get(key)) and found[:-1] == state:
+        return str(found[-1])
+    known[key] = [*state, file_sha256(path)]
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    partial = memory.with_name(f"{memory.name}.{os.getpid()}")
+    partial.write_text(json.dumps(known, indent=0))
+    os.replace(partial, memory)
+    return str(known[key][-1])

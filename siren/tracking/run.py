@@ -37,6 +37,15 @@ class Run:
         self._metrics = open(folder / "metrics.jsonl", "a", buffering=1, encoding="utf-8")  # noqa: SIM115
         self._save()
 
+    @classmethod
+    def reopen(cls, folder: Path) -> "Run":
+        """The record of a run that another process keeps and will close, for points and artifacts from this one."""
+        run = cls.__new__(cls)
+        run.folder, run.record = folder, json.loads((folder / "run.json").read_text())
+        run.id = run.record["id"]
+        run._metrics = open(folder / "metrics.jsonl", "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+        return run
+
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Points of curves, at `step`. This is the `log` that every training loop takes as an argument."""
         self._append({"step": int(step), "metrics": metrics})

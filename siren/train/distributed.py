@@ -60,7 +60,10 @@ ALONE = Ranks()
 
 @contextmanager
 def join() -> Iterator[Ranks]:
-    """The group that the environment describes, for the time of the block."""
+    """The group that the environment describes, for the time of the block; or the one that Ray has made."""
+    if dist.is_initialized():
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+        return
     if "RANK" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         yield ALONE
         return
@@ -73,15 +76,21 @@ def join() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
+def processes() -> int:
+    """How many are to train together: SIREN_PROCESSES. Raises ValueError for what is no number."""
+    wanted = os.environ.get("SIREN_PROCESSES", "1")
+    if not wanted.isdecimal() or int(wanted) < 1:
+        raise ValueError(f"SIREN_PROCESSES is {wanted!r}; it must be a number of processes, at least 1")
+    return int(wanted)
+
+
 def launch(arguments: list[str]) -> bool:
     """Run `siren <arguments>` in SIREN_PROCESSES processes and wait for them; False where this is to be one of them.
 
     Raises ValueError for a number that is none, RuntimeError where one of the processes failed.
     """
-    wanted = os.environ.get("SIREN_PROCESSES", "1")
-    if not wanted.isdecimal() or int(wanted) < 1:
-        raise ValueError(f"SIREN_PROCESSES is {wanted!r}; it must be a number of processes, at least 1")
-    if "RANK" in os.environ or wanted == "1":
+    wanted = processes()
+    if "RANK" in os.environ or wanted == 1:
         return False
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={wanted}"]
     code = subprocess.run([*torchrun, "-m", "siren.cli", *arguments]).returncode

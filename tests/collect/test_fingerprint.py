@@ -101,7 +101,9 @@ def clips(folder: Path, wavs: dict[str, tuple[str, np.ndarray]]) -> pa.Table:
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_near_duplicates_across_splits_give_way_to_what_is_held_out(tmp_path: Path, reverse: bool) -> None:
+def test_near_duplicates_across_splits_give_way_to_what_is_held_out(
+    tmp_path: Path, reverse: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wavs = {
         "a": ("train", sound(1)),
         "a-again": ("train", 0.5 * sound(1)),  # in its own split: no leak
@@ -115,9 +117,10 @@ def test_near_duplicates_across_splits_give_way_to_what_is_held_out(tmp_path: Pa
     table = clips(tmp_path, dict(reversed(wavs.items())) if reverse else wavs)
     rules = Segment(0.2, 6.0, -60.0, LIMIT)
     results = []
-    for threads in (1, 3):
-        out = tmp_path / f"out{threads}"
-        quarantine, counts = segment.segment(table, tmp_path, out, rules, Audio(RATE, 2.0), threads)
+    for size in (3, 8):
+        monkeypatch.setattr(segment, "PIECE_CLIPS", size)
+        out, work = tmp_path / f"out{size}", tmp_path / f"work{size}"
+        quarantine, counts = segment.segment(table, tmp_path, out, rules, Audio(RATE, 2.0), work)
         results.append((quarantine, counts, [path.read_bytes() for path in sorted(out.iterdir())]))
     assert results[0] == results[1]
     quarantine, counts, _ = results[0]
@@ -126,7 +129,7 @@ def test_near_duplicates_across_splits_give_way_to_what_is_held_out(tmp_path: Pa
     }
     assert (counts["in"], counts["out"], counts["quarantined"]) == (8, 5, 3)
     assert all("-held-00" in row["detail"] for row in quarantine)
-    segment.segment(table, tmp_path, tmp_path / "off", Segment(0.2, 6.0, -60.0), Audio(RATE, 2.0))
+    segment.segment(table, tmp_path, tmp_path / "off", Segment(0.2, 6.0, -60.0), Audio(RATE, 2.0), tmp_path / "w")
     assert shards.read_shards(tmp_path / "off", "segments").num_rows == 16
 
 
@@ -143,7 +146,7 @@ def test_real_recordings_are_told_apart() -> None:
     with (REAL / "manifest.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["label"] in ("crackling_fire", "dog", "rain", "clock_tick")]
     rules = Segment(0.2, 6.0, -60.0)
-    wavs = {row["file"]: segment.load(REAL / row["file"], None, None, rules, RATE) for row in rows}
+    wavs = {row["file"]: segment.load(REAL / row["file"], None, None, rules, RATE)[0] for row in rows}
     owners = {row["file"]: row["source_id"] for row in rows}
     known = Index((name, owners[name], *fingerprint(wav, RATE, FINE)) for name, wav in wavs.items())
     twins = set()

@@ -77,7 +77,7 @@ BAD = {
     "path_escapes": {"file": "../outside.wav"},
     "path_escapes ": {"file": "/etc/hostname"},
     "missing_file": {"file": "a.wave"},
-    "missing_file ": {"file": "sub"},
+    "not_a_file": {"file": "sub"},
     "bad_row": {"file": ""},
     "empty_caption": {"caption": "  ", "label": ""},
     "bad_split": {"split": "holdout"},

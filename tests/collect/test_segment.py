@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from siren import audio, shards
+from siren import audio, engine, shards
 from siren.collect import segment
 from siren.collect.sources import CLIPS_SCHEMA, SOURCES, collect
 from siren.collect.sources.broken import BROKEN
@@ -86,7 +86,7 @@ def test_a_part_of_a_file(tmp_path: Path) -> None:
     (row,) = run(tmp_path, wav, 16000, start=1.0, end=2.0).rows
     assert (row["num_samples"], row["start"]) == (16000, 1.0)
     outcome = run(tmp_path, wav, 16000, start=9.0)
-    assert outcome.quarantine[0]["reason"] == "too_short"
+    assert outcome.quarantine[0]["reason"] == "past_end"
 
 
 def test_a_silent_piece_of_a_clip_is_left_out_alone(tmp_path: Path) -> None:
@@ -99,20 +99,32 @@ def collected(folder: Path, options: dict[str, Any], kind: str = "scenes") -> pa
     return collect([Source(kind, options)], folder, FORMAT, 0)[0]
 
 
-def test_in_is_out_plus_quarantined_whatever_the_number_of_threads(tmp_path: Path) -> None:
+def test_in_is_out_plus_quarantined_whatever_the_number_of_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segment, "PIECE_CLIPS", 30)
+    monkeypatch.setattr(segment, "SHARD_BYTES", 10 * 2 * FORMAT.segment_samples)  # shards and pieces end elsewhere
     options = {"train": 20, "val": 2, "test_one": 2, "test_two": 2, "broken": len(BROKEN), "seconds": 1.6}
     clips = collected(tmp_path, options)
-    results = [segment.segment(clips, tmp_path, tmp_path / str(n), RULES, FORMAT, threads=n) for n in (1, 3)]
+    engines = {n: engine.Local(engine.Settings(workers=n)) for n in (1, 3)}
+    results = [
+        segment.segment(clips, tmp_path, tmp_path / str(n), RULES, FORMAT, tmp_path / f"work{n}", where)
+        for n, where in engines.items()
+    ]
     quarantine, counts = results[0]
     assert results[0] == results[1]
     assert (counts["in"], counts["out"], counts["quarantined"]) == (40, 26, 14)
     table = shards.read_shards(tmp_path / "1", "segments")
     assert table.schema.equals(segment.SCHEMA)
+    assert [shards.num_rows(path) for path in shards.shard_paths(tmp_path / "1", "segments")] == [10, 10, 6]
+    with shards.ShardWriter(tmp_path / "0", "segments", segment.SCHEMA, 10) as writer:
+        writer.add(table.to_pylist())
     assert set(table["clip_id"].to_pylist()) | {row["item"].removesuffix("-000") for row in quarantine} == set(
         clips["id"].to_pylist()
     )
-    first, second = (sorted((tmp_path / n).iterdir()) for n in ("1", "3"))
+    first, second, written = (sorted((tmp_path / n).iterdir()) for n in ("1", "3", "0"))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in written]
 
 
 @pytest.mark.real
@@ -123,7 +135,7 @@ def test_real_recordings_go_through_the_folder_source(tmp_path: Path) -> None:
     rows, bad = SOURCES["folder"](options, tmp_path, FORMAT, 0)
     assert (len(rows), bad) == (30, [])
     clips = pa.Table.from_pylist(rows, schema=CLIPS_SCHEMA)
-    quarantine, counts = segment.segment(clips, tmp_path, tmp_path / "out", RULES, FORMAT)
+    quarantine, counts = segment.segment(clips, tmp_path, tmp_path / "out", RULES, FORMAT, tmp_path / "work")
     assert counts["in"] == counts["out"] + counts["quarantined"] == 30
     assert counts["out"] >= 28
     assert {row["reason"] for row in quarantine} <= {"silent", "low_snr"}

@@ -1,6 +1,7 @@
 """Saved networks: what comes back is what was saved, and anything else is refused with a reason."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -75,3 +76,22 @@ def test_the_fingerprint_sees_values_names_and_shapes():
     assert len({one, store.fingerprint({"a": b, "b": a}), store.fingerprint({"a": a + 1e-7, "b": b})}) == 3
     assert store.fingerprint([a, b]) != store.fingerprint([b, a])
     assert store.fingerprint({"x": torch.zeros(())}) != store.fingerprint({"x": torch.zeros(1)})
+
+
+def test_a_hash_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
+    path, memory, reads = tmp_path / "shard", tmp_path / ".siren/hashes.json", []
+    read = store.file_sha256
+    monkeypatch.setattr(store, "file_sha256", lambda path: reads.append(path) or read(path))
+
+    def hashed() -> tuple[bool, int]:
+        return store.remembered_sha256(path, memory) == read(path), len(reads)
+
+    path.write_bytes(b"one")
+    assert [hashed(), hashed()] == [(True, 1), (True, 1)]
+    os.utime(path, ns=(0, 0))  # touched, as a new content of the same length would
+    assert hashed() == (True, 2)
+    path.write_bytes(b"other")
+    assert hashed() == (True, 3)
+    memory.write_text("{half")
+    assert hashed() == (True, 4)
+    assert [p.name for p in memory.parent.iterdir()] == ["hashes.json"]

@@ -1,9 +1,10 @@
 """Where clips come from. A source is one file and one entry of `SOURCES` or `REMOTE`.
 
-One of `SOURCES` is a function `(options, folder, audio, seed) -> (rows, quarantine)`: it writes sound files under
-`folder/audio` and returns one row for each clip (the columns of `CLIPS_SCHEMA`) and one row for each thing it had
-to leave out, with the reason. One of `REMOTE` is a function `(options, downloader) -> items`: it reads the index of its
-dataset and says where the sounds are; `siren.collect.fetch` gets them. Each of those takes the option `limit`, too.
+One of `SOURCES` is a function `(options, folder, audio, seed, engine) -> (rows, quarantine)`: it writes sound files
+under `folder/audio`, by the engine where that pays, and returns one row for each clip (the columns of `CLIPS_SCHEMA`)
+and one row for each thing it had to leave out, with the reason. One of `REMOTE` is a function
+`(options, downloader) -> items`: it reads the index of its dataset and says where the sounds are; `siren.collect.fetch`
+gets them. Each of those takes the option `limit`, too.
 """
 
 import itertools
@@ -30,9 +31,10 @@ from siren.collect.sources import (
     vggsound,
 )
 from siren.config import Audio, ConfigError, Source, require
+from siren.engine import LOCAL, Engine
 
 Rows = list[dict[str, Any]]
-SourceFunction = Callable[[dict[str, Any], Path, Audio, int], tuple[Rows, Rows]]
+SourceFunction = Callable[[dict[str, Any], Path, Audio, int, Engine], tuple[Rows, Rows]]
 
 SOURCES: dict[str, SourceFunction] = {"scenes": scenes.fetch, "folder": folder.fetch}
 REMOTE: dict[str, Callable[[dict[str, Any], Downloader], Iterator[Item | Row]]] = {
@@ -75,6 +77,7 @@ def collect(
     seed: int,
     downloader: Downloader | None = None,
     wanted: Sequence[str] | None = None,
+    engine: Engine = LOCAL,
 ) -> tuple[pa.Table, list[dict[str, str]], int]:
     """All sources into one folder: the clips (`CLIPS_SCHEMA`), what was left out, and how many there were.
 
@@ -86,7 +89,7 @@ def collect(
     quarantine: Rows = []
     for source in sources:
         if source.kind in SOURCES:
-            found, bad = SOURCES[source.kind](source.options, folder, audio, seed)
+            found, bad = SOURCES[source.kind](source.options, folder, audio, seed, engine)
         elif source.kind in REMOTE:
             if downloader is None:
                 raise ValueError(f"the source {source.kind} comes over the network; pass a downloader")

@@ -3,15 +3,15 @@
 Columns: `file` (path below the folder) and `caption` or `label`; optional `split` (train, val, test), `licence`, `id`,
 `recording_id` or `source_id` (clips cut from one recording share it), `author`, `relation`, `start` and `end` (seconds:
 the part of the file to use). Several labels are a list, or separated by ";". Rows with the same file are one clip with
-several captions. A missing column is an error; a bad row is quarantined with its reason and its line in the manifest.
-Files are copied under a name made of their content, so names in the folder may be anything.
+several captions. A missing column is an error; a bad row is quarantined with its reason and its line in the manifest,
+and a manifest without rows (`manifest.py`) is one bad row. Files are copied under a name made of their content, so
+names in the folder may be anything; ids become names of files, so what those cannot hold is replaced by "_".
 """
 
-import csv
 import difflib
 import itertools
-import json
-import math
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -21,24 +21,21 @@ from typing import Any
 import numpy as np
 
 from siren.collect.fetch.media import place
+from siren.collect.sources import manifest as manifests
+from siren.collect.sources.manifest import BadRow, clipped, seconds, shown, text, texts
 from siren.config import Audio, ConfigError, require
-from siren.progress import track
+from siren.engine import LOCAL, Engine
+from siren.progress import notice, track
 
 OPTIONAL = ("caption", "label", "split", "licence", "id", "recording_id", "source_id", "author", "relation")
 COLUMNS = ("file", *OPTIONAL, "start", "end")
 SPLITS = {"train": "train", "training": "train", "dev": "train", "development": "train"}
 SPLITS |= {"val": "val", "valid": "val", "validation": "val"}
 SPLITS |= {"test": "test", "testing": "test", "eval": "test", "evaluation": "test"}
+ONE_TEXT = ("id", "recording_id", "source_id", "split", "relation", "licence", "author")
 RELATIONS = ("one", "while", "then")
 EXAMPLE = "{file: name_in_your_manifest}"
-
-
-class BadRow(ValueError):
-    """A row of the manifest that cannot be used."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
+LONGEST_ID = 150  # bytes: with what is added to it, below the 255 of file systems
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,9 @@ class Options:
         require(min(shares) >= 0 and sum(shares) < 1, f"val_share and test_share are {shares}; together below 1")
 
 
-def fetch(options: dict[str, Any], folder: Path, audio: Audio, seed: int) -> tuple[list[dict], list[dict]]:
+def fetch(
+    options: dict[str, Any], folder: Path, audio: Audio, seed: int, engine: Engine = LOCAL
+) -> tuple[list[dict], list[dict]]:
     """The source: copies what the manifest names under `folder/audio`; rows for the corpus, and what was left out.
 
     Raises `ConfigError` for unknown options, no manifest or a missing column.
@@ -77,7 +76,12 @@ def fetch(options: dict[str, Any], folder: Path, audio: Audio, seed: int) -> tup
     bad: list[dict[str, str]] = []
     taken: Counter[str] = Counter()
     (folder / "audio").mkdir(parents=True, exist_ok=True)
-    for line, values in track(list(_rows(manifest, settings)), name, unit="row"):
+    try:
+        rows = list(_rows(manifest, settings))
+    except BadRow as error:
+        notice(f"{name}: nothing of {manifest.name} is used: {error}")
+        return [], [_quarantined(None, None, manifest.name, error)]
+    for line, values in track(rows, name, unit="row"):
         try:
             if isinstance(values, BadRow):
                 raise values
@@ -95,7 +99,7 @@ def fetch(options: dict[str, Any], folder: Path, audio: Audio, seed: int) -> tup
             full = settings.limit is not None and len(clips) >= settings.limit
             if full or (settings.limit_per_label is not None and taken[key] >= settings.limit_per_label):
                 continue
-            clips[clip["id"]] = clip | place(source, folder)
+            clips[clip["id"]] = clip | _placed(source, folder)
             files[part] = clip["id"]
             taken[key] += 1
         except BadRow as row:
@@ -114,8 +118,8 @@ def _options(options: dict[str, Any]) -> Options:
 
 
 def _rows(manifest: Path, settings: Options) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
-    """(line, values under our column names) of every row; JSON that is not an object is a `BadRow`."""
-    table = list(_READERS.get(manifest.suffix.lower(), _unknown)(manifest))
+    """(line, values under our column names) of every row."""
+    table = manifests.read(manifest)
     found: dict[str, None] = {}
     for _, values in table:
         if isinstance(values, dict):
@@ -123,7 +127,8 @@ def _rows(manifest: Path, settings: Options) -> Iterator[tuple[int, dict[str, An
     names = {name: settings.columns.get(name, name) for name in COLUMNS}
     if "license" in found and "licence" not in found:
         names["licence"] = settings.columns.get("licence", "license")
-    _check_columns(manifest, names, list(found), settings)
+    if found:
+        _check_columns(manifest, names, list(found), settings)
     for line, values in table:
         if isinstance(values, dict):
             values = values | {ours: values.get(theirs) for ours, theirs in names.items()}
@@ -145,116 +150,101 @@ def _check_columns(manifest: Path, names: dict[str, str], found: list[str], sett
         )
 
 
-def _read_csv(manifest: Path) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
-    with manifest.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        reader = csv.DictReader(file)
-        for values in reader:
-            if (extra := values.pop(None, None)) is not None:
-                yield reader.line_num, BadRow("bad_row", f"it has {len(extra)} more values than there are columns")
-            else:
-                yield reader.line_num, values
-
-
-def _read_jsonl(manifest: Path) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
-    for line, text in enumerate(manifest.read_text("utf-8-sig", "replace").split("\n"), 1):
-        if not text.strip():
-            continue
-        try:
-            values = json.loads(text)
-        except json.JSONDecodeError as error:
-            yield line, BadRow("bad_row", f"it is not JSON: {error}")
-            continue
-        yield line, values if isinstance(values, dict) else BadRow("bad_row", "it is JSON, but not an object")
-
-
-def _read_parquet(manifest: Path) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
-    import pyarrow.parquet as pq
-
-    yield from enumerate(pq.read_table(manifest).to_pylist(), 1)
-
-
-def _unknown(manifest: Path) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
-    raise ConfigError(f"the manifest {manifest.name} must end in {', '.join(_READERS)}")
-
-
-_READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-
-
 def _wanted(values: dict[str, Any], where: dict[str, Any]) -> bool:
     def one_of(key: str, wanted: Any) -> bool:
-        return _text(values.get(key)) in {_text(item) for item in (wanted if isinstance(wanted, list) else [wanted])}
+        return text(values.get(key), key) in {text(one) for one in (wanted if isinstance(wanted, list) else [wanted])}
 
     return all(one_of(key, wanted) for key, wanted in where.items())
 
 
 def _clip(values: dict[str, Any], root: Path, default_id: str, source: str, settings: Options) -> dict[str, Any]:
-    path = _path(_text(values["file"]), root)
-    captions, labels = _list(values["caption"]), _list(values["label"], ";")
+    path = _path(values["file"], root)
+    said = {name: text(values[name], name) for name in ONE_TEXT}
+    captions, labels = texts(values["caption"], "caption"), texts(values["label"], "label", ";")
     if not captions and not labels:
         raise BadRow("empty_caption", "it has neither a caption nor a label")
-    split, relation = _text(values["split"]).lower(), _text(values["relation"]).lower()
+    split, relation = said["split"].lower(), said["relation"].lower()
     if split and split not in SPLITS:
-        raise BadRow("bad_split", f"split is {split!r}; it must be train, val or test")
+        raise BadRow("bad_split", f"split is {shown(split)}; it must be train, val or test")
     if relation and relation not in RELATIONS:
-        raise BadRow("bad_relation", f"relation is {relation!r}; it must be {', '.join(RELATIONS)} or empty")
-    start, end = _seconds(values["start"], "start"), _seconds(values["end"], "end")
+        raise BadRow("bad_relation", f"relation is {shown(relation)}; it must be {', '.join(RELATIONS)} or empty")
+    start, end = seconds(values["start"], "start"), seconds(values["end"], "end")
     if end is not None and end <= (start or 0):
         raise BadRow("bad_time", f"end {end:g} s is not after start {start or 0:g} s")
-    recording = _text(values["recording_id"]) or _text(values["source_id"])
+    below = text(path.relative_to(root.resolve()).as_posix())
     return {
-        "id": _text(values["id"]) or default_id,
+        "id": _id(said["id"]) or default_id,
         "file": path,
         "source": source,
-        "recording_id": recording or f"{source}:{path.relative_to(root.resolve()).as_posix()}",
+        "recording_id": said["recording_id"] or said["source_id"] or f"{source}:{below}",
         "start": start,
         "end": end,
         "captions": captions,
         "labels": labels,
         "relation": relation or ("one" if len(labels) == 1 else None),
-        "licence": _text(values["licence"]) or settings.licence,
-        "author": _text(values["author"]) or None,
+        "licence": said["licence"] or settings.licence,
+        "author": said["author"] or None,
         "split": SPLITS.get(split),
     }
 
 
-def _path(name: str, root: Path) -> Path:
+def _id(name: str) -> str:
+    """An id that may be the name of a file. Raises `BadRow` for one that is too long."""
+    if len(name.encode()) > LONGEST_ID:
+        raise BadRow("bad_id", f"id {shown(name)} has {len(name.encode())} bytes; at most {LONGEST_ID}")
+    return re.sub(r"[/\\]|^\.+", "_", name)
+
+
+def _path(name: Any, root: Path) -> Path:
     """The file that a row names. Raises `BadRow` when there is none, or when it lies outside the folder."""
+    if isinstance(name, bytes) or not isinstance(name, str):
+        name = text(name, "file")
+    name = name.strip()
     if not name or "\0" in name:
         raise BadRow("bad_row", "it names no file")
-    path = (root / name).resolve()
-    if not path.is_relative_to(root.resolve()):
-        raise BadRow("path_escapes", f"file {name!r} lies outside the folder")
-    if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in _siblings(path)], n=1, cutoff=0.8)
-        raise BadRow("missing_file", f"file {name!r} does not exist" + (f"; there is {near[0]!r}" if near else ""))
-    return path
-
-
-def _siblings(path: Path) -> list[Path]:
-    return list(itertools.islice(path.parent.iterdir(), 500)) if path.parent.is_dir() else []
-
-
-def _text(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return str(value).strip()
-
-
-def _list(value: Any, separator: str | None = None) -> list[str]:
-    parts = value if isinstance(value, list) else _text(value).split(separator) if separator else [value]
-    return [text for text in map(_text, parts) if text]
-
-
-def _seconds(value: Any, name: str) -> float | None:
-    if not (text := _text(value)):
-        return None
+    if len(name) > manifests.MOST:
+        raise BadRow("too_long_text", f"file {shown(name)} has {len(name)} characters; at most {manifests.MOST}")
     try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not (math.isfinite(seconds) and seconds >= 0):
-        raise BadRow("bad_time", f"{name} is {text!r}; it must be seconds, 0 or more")
-    return seconds
+        found = [(root / form(name)).resolve() for form in (str, _composed, _decomposed)]
+        path = next((path for path in found if path.exists()), found[0])
+        if not path.is_relative_to(root.resolve()):
+            raise BadRow("path_escapes", f"file {shown(name)} lies outside the folder")
+        if path.is_file():
+            return path
+        exists, siblings = path.exists(), _siblings(path)
+    except (OSError, RuntimeError, UnicodeEncodeError) as error:  # too long, links in a circle, no permission
+        raise BadRow("unreadable", f"file {shown(name)} cannot be opened: {_why(error)}") from None
+    if exists:
+        raise BadRow("not_a_file", f"{shown(name)} is a folder, a device or a pipe")
+    near = difflib.get_close_matches(path.name, siblings, n=1, cutoff=0.8)
+    hint = f"; there is {shown(near[0])}" if near else ""
+    raise BadRow("missing_file", f"file {shown(name)} does not exist{hint}")
+
+
+def _placed(source: Path, folder: Path) -> dict[str, str]:
+    """The file's copy. Raises `BadRow` where it cannot be read, and the system's error where nothing can be written."""
+    try:
+        source.open("rb").close()
+    except OSError as error:
+        raise BadRow("unreadable", f"file {shown(source.name)} cannot be opened: {_why(error)}") from None
+    return place(source, folder)
+
+
+def _composed(name: str) -> str:
+    """The accents that another system writes in another way: macOS decomposes them."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _decomposed(name: str) -> str:
+    return unicodedata.normalize("NFD", name)
+
+
+def _why(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or clipped(str(error))
+
+
+def _siblings(path: Path) -> list[str]:
+    return [other.name for other in itertools.islice(path.parent.iterdir(), 500)] if path.parent.is_dir() else []
 
 
 def _merge(clip: dict[str, Any], other: dict[str, Any]) -> None:
@@ -282,11 +272,13 @@ def _assign_splits(clips: list[dict[str, Any]], settings: Options, seed: int) ->
         clip["split"] = clip["split"] or drawn[clip["recording_id"]]
 
 
-def _quarantined(values: Any, line: int, manifest: str, row: BadRow) -> dict[str, str]:
-    item = _text(values.get("id")) or _text(values.get("file")) if isinstance(values, dict) else ""
+def _quarantined(values: Any, line: int | None, manifest: str, row: BadRow) -> dict[str, str]:
+    named = (values.get("id") or values.get("file")) if isinstance(values, dict) else None
+    item = clipped(named.strip()) if isinstance(named, str) else named if isinstance(named, int) else None
+    place = manifest if line is None else f"{manifest} line {line}"
     return {
-        "item": item or f"{manifest}:{line}",
+        "item": str(item or (manifest if line is None else f"{manifest}:{line}")),
         "stage": "fetch",
         "reason": row.reason,
-        "detail": f"{manifest} line {line}: {row}",
+        "detail": f"{place}: {row}",
     }

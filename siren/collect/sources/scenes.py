@@ -8,8 +8,8 @@ Files come at mixed sample rates, channel counts, lengths and formats, as files 
 
 import hashlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from siren import audio
 from siren.collect.sources.broken import BROKEN
 from siren.collect.sources.events import SOUNDS, event
 from siren.config import Audio, ConfigError
-from siren.progress import track
+from siren.engine import LOCAL, Engine, each, ranges
 
 EVENTS: tuple[str, ...] = tuple(SOUNDS)
 PHRASES: dict[str, tuple[str, str, str]] = {  # what it does, what one hears, the bare noun
@@ -70,6 +70,7 @@ TEST: dict[str, tuple[str, ...]] = {
 RATES = {16000: 0.4, 22050: 0.2, 32000: 0.15, 44100: 0.15, 48000: 0.1}  # Hz, with their shares
 FORMATS = {("flac", "PCM_16"): 0.6, ("wav", "PCM_16"): 0.3, ("wav", "PCM_24"): 0.05, ("wav", "FLOAT"): 0.05}
 SPLITS = ("train", "val", "test")
+AT_ONCE = 100  # scenes that one process makes between two reports
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,9 @@ class Scene:
         return f"scenes-{self.split}-{self.number:05d}"
 
 
-def fetch(options: dict[str, Any], folder: Path, audio: Audio, seed: int) -> tuple[list[dict], list[dict]]:
+def fetch(
+    options: dict[str, Any], folder: Path, audio: Audio, seed: int, engine: Engine = LOCAL
+) -> tuple[list[dict], list[dict]]:
     """The source: writes every scene under `folder/audio`; rows for the manifest, and nothing in quarantine.
 
     Broken files get rows like any other: that they are broken is for the segmenter to find out.
@@ -110,11 +113,21 @@ def fetch(options: dict[str, Any], folder: Path, audio: Audio, seed: int) -> tup
     except TypeError as error:
         raise ConfigError(f"collect.fetch source scenes: {error}") from None
     (folder / "audio").mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(2) as pool:
-        made = pool.map(lambda scene: write_scene(scene, folder, settings.seconds, audio, seed), plan(settings, seed))
-        total = settings.train + settings.val + settings.test_one + settings.test_two
-        rows = list(track(made, "scenes", total, unit="scene"))
+    scenes = plan(settings, seed)
+    parts = [scenes[rows.start : rows.stop] for rows in ranges(len(scenes), AT_ONCE)]
+    made = each(engine, partial(Writer, folder, settings.seconds, audio, seed), parts, "scenes", "scene")
+    rows = [row for part in made for row in part]
     return rows + [_write_broken(number, folder) for number in range(settings.broken)], []
+
+
+class Writer:
+    """Scenes to their files and rows."""
+
+    def __init__(self, folder: Path, seconds: float, settings: Audio, seed: int) -> None:
+        self.folder, self.seconds, self.settings, self.seed = folder, seconds, settings, seed
+
+    def __call__(self, scenes: list[Scene]) -> list[dict[str, Any]]:
+        return [write_scene(scene, self.folder, self.seconds, self.settings, self.seed) for scene in scenes]
 
 
 def plan(options: Options, seed: int) -> list[Scene]:

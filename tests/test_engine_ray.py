@@ -1,0 +1,174 @@
+"""On Ray: the bytes of one process; a worker or a node killed in the middle costs one shard, or no step of a training.
+
+The cluster is of several raylets on this machine. Slow, because Ray is: each of its processes takes seconds to start.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from siren import config as settings
+from siren import engine, stages
+from siren.collect import segment
+from siren.encode import tokenize as tokens
+from tests.test_engine import Squares, begun, broken, squares
+
+ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'siren[ray]'")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # of ray and of what it leaves open
+]
+ROOT = Path(__file__).resolve().parents[1]
+
+
+SMALL = {"object_store_memory": 100 * 2**20}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Two nodes: the driver's, of one CPU, and one of two CPUs."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("PYTHONPATH", str(ROOT))  # workers import the tests' modules
+        environment.setenv("OMP_NUM_THREADS", "1")  # as in this process: threads may change rounding
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **SMALL})
+        made.add_node(num_cpus=2, **SMALL)
+        made.wait_for_nodes()
+        ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
+        yield made
+        ray.shutdown()
+        made.shutdown()
+
+
+@pytest.fixture
+def on_ray(cluster: Any) -> engine.Engine:
+    return engine.Ray(engine.Settings("ray"))
+
+
+def test_results_are_in_order_and_errors_come_out_as_they_are(on_ray: engine.Engine) -> None:
+    assert list(on_ray.map(squares, range(6))) == [n * n for n in range(6)]
+    with pytest.raises(ValueError, match="-1 is negative"):
+        list(on_ray.map(squares, [3, -1]))
+    with pytest.raises(settings.ConfigError, match="no such network"):
+        list(on_ray.map(broken, [1], network=True))
+
+
+@pytest.mark.parametrize("network", [False, True])
+def test_a_worker_that_is_killed_costs_one_shard(tmp_path: Path, on_ray: engine.Engine, network: bool) -> None:
+    log, rows = tmp_path / "log", engine.ranges(16, 2)
+    expected = engine.pieces(engine.LOCAL, partial(Squares, tmp_path / "other"), rows, tmp_path / "here", "here")
+    killed: list[tuple[int, int]] = []
+
+    def kill() -> None:
+        while len(begun(log)) < 4:
+            time.sleep(0.02)
+        killed.append(begun(log)[-1])
+        os.kill(killed[0][1], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    paths = engine.pieces(on_ray, partial(Squares, log, 0.5), rows, tmp_path / "there", "there", network=network)
+    killer.join()
+    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in expected]
+    firsts = [first for first, _ in begun(log)]
+    assert sorted(set(firsts)) == [r.start for r in rows]
+    repeated = [first for first in set(firsts) if firsts.count(first) > 1]
+    assert repeated == [killed[0][0]]
+    assert firsts.count(killed[0][0]) == 2
+
+
+def corpus(scale: str) -> settings.Config:
+    """The committed settings with a small corpus, which is not one piece for any stage."""
+    found = settings.load(ROOT / "params.yaml")
+    options = {"train": 24, "val": 4, "test_one": 12, "test_two": 4, "broken": 3, "seconds": 1.6}
+    fetch = dataclasses.replace(found.collect.fetch, sources=(settings.Source("scenes", options),))
+    select = dataclasses.replace(found.filter.select, min_score=-1.0, min_crop_score=-1.0, rl_prompts=8, val_pairs=4)
+    tokenize = settings.Tokenize(batch_size=4, shard_rows=8)
+    step = dataclasses.replace(found.train.stage1.training, steps=24, batch_size=4, warmup_steps=1, checkpoint_every=4)
+    stage1 = dataclasses.replace(found.train.stage1, training=dataclasses.replace(step, log_every=4))
+    return dataclasses.replace(
+        found,
+        scale=scale,
+        collect=dataclasses.replace(found.collect, fetch=fetch),
+        filter=dataclasses.replace(found.filter, select=select),
+        encode=dataclasses.replace(found.encode, tokenize=tokenize),
+        train=dataclasses.replace(found.train, stage1=stage1),
+    )
+
+
+def run_data_stages(config: settings.Config, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Sources to tokens in a folder with the committed networks → sha256 of every file of data/."""
+    for name in ("codec", "clap"):
+        shutil.copytree(ROOT / "weights" / name, folder / "models" / name)
+    monkeypatch.chdir(folder)
+    for stage in (stages.fetch, stages.segment, stages.caption, stages.score, stages.select, stages.tokenize):
+        stage(config)
+    files = sorted(path for path in (folder / "data").rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_data_and_a_training_are_the_same_on_ray_and_in_process(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segment, "PIECE_CLIPS", 12)
+    monkeypatch.setattr(segment, "SHARD_BYTES", 10 * 2 * 25600)  # ten segments in a shard
+    monkeypatch.setattr(tokens, "PIECE_ROWS", 8)
+    found, config = {}, corpus("test")
+    for name in ("local", "ray"):
+        monkeypatch.setenv("SIREN_ENGINE", name)
+        monkeypatch.setenv("SIREN_WORKERS", "1" if name == "local" else "2")
+        (tmp_path / name).mkdir()
+        found[name] = run_data_stages(config, tmp_path / name, monkeypatch)
+    assert found["local"] == found["ray"]
+    kinds = {path.split("/")[1] for path in found["ray"]}
+    assert kinds == {"clips", "segments", "captions", "scores", "splits", "tokens"}
+    assert len([path for path in found["ray"] if path.startswith("data/segments/segments-")]) > 3
+    assert len([path for path in found["ray"] if path.startswith("data/tokens/stage1-")]) == 3
+
+    # The training: in process, and on a node that is killed once it has a checkpoint.
+    monkeypatch.setenv("SIREN_ENGINE", "local")
+    monkeypatch.chdir(tmp_path / "local")
+    stages.stage1(config, 0)
+    monkeypatch.setenv("SIREN_ENGINE", "ray")
+    monkeypatch.setenv("SIREN_WORKER_CPUS", "2")  # not on the driver's node
+    monkeypatch.chdir(tmp_path / "ray")
+    checkpoints, seen = tmp_path / "ray" / ".siren" / "checkpoints", []
+    killer = threading.Thread(target=kill_node_of_training, args=(cluster, checkpoints, seen))
+    killer.start()
+    stages.stage1(config, 0)
+    killer.join()
+    assert seen, "the training ended before its node was killed"
+    for name in ("models/stage1/0/model.safetensors", "reports/curves/stage1-0.csv"):
+        assert (tmp_path / "ray" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
+    runs = sorted((tmp_path / "ray" / ".siren" / "runs").glob("*stage1-0*"))
+    record = json.loads((runs[0] / "run.json").read_text())
+    assert (len(runs), record["status"]) == (1, "FINISHED")
+    lines = [json.loads(line) for line in (runs[0] / "metrics.jsonl").read_text().splitlines()]
+    assert {line["step"] for line in lines} >= {0, 4, 8, 12, 16, 20, 23}
+
+
+def kill_node_of_training(cluster: Any, checkpoints: Path, seen: list[str]) -> None:
+    """Add a node, wait for a checkpoint, and kill the raylet of the node that trains."""
+    from ray.util.state import list_actors
+
+    while not list(checkpoints.rglob("step-*.json")):
+        time.sleep(0.05)
+    training = [actor for actor in list_actors() if "RayTrainWorker" in actor.class_name and actor.state == "ALIVE"]
+    for node in list(cluster.worker_nodes):
+        if training and node.node_id == training[0].node_id:
+            cluster.add_node(num_cpus=2, **SMALL)
+            cluster.remove_node(node, allow_graceful=False)
+            seen.append(node.node_id)
+            return
