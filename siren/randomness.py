@@ -29,10 +29,11 @@ def uniforms(seeds: Sequence[int], num_frames: int, num_codebooks: int) -> Float
 
 
 def draw(probabilities: Float[Tensor, "B V"], numbers: Float[Tensor, " B"]) -> Int[Tensor, " B"]:
-    """Invert the cumulative distribution of each row at its number."""
-    cumulative = probabilities.double().cumsum(-1)
+    """Invert the cumulative distribution of each row at its number, a float32 in [0, 1).
+
+    The code is one of non-zero probability: the largest such number is 1 - 2^-24, so in float64 the target lies below
+    the sum, and the first place where the sum exceeds it is one where the sum grew.
+    """
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
     target = numbers.double()[:, None] * cumulative[:, -1:]
-    index = torch.searchsorted(cumulative, target, right=True)[:, 0]
-    # A number at the very top may fall behind the last code of non-zero probability.
-    last = probabilities.shape[-1] - 1 - (probabilities.flip(-1) > 0).int().argmax(-1)
-    return torch.minimum(index, last)
+    return torch.searchsorted(cumulative, target, right=True)[:, 0]
