@@ -600,9 +600,11 @@ def _lineage(config: Config, listing: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _network_names(config: Config) -> dict[str, str]:
     """What metrics call the text-audio networks: the published weights they have, or kind and scale. Judges know."""
-    chosen = {"clap": config.networks.clap, "imagebind": config.networks.imagebind}
-    ours = {kind: network.weights is None or Path(network.weights).is_dir() for kind, network in chosen.items()}
-    return {kind: f"{kind}-{config.scale}" if ours[kind] else Path(n.weights or "").stem for kind, n in chosen.items()}
+    from siren.evaluate.evaluate import published_name
+
+    chosen = {kind: getattr(config.networks, kind).weights for kind in ("clap", "imagebind")}
+    published = {kind: weights for kind, weights in chosen.items() if weights and not Path(weights).is_dir()}
+    return {kind: published_name(published[kind]) if kind in published else f"{kind}-{config.scale}" for kind in chosen}
 
 
 def _recordings(ids: Sequence[str]) -> Any:
