@@ -321,6 +321,21 @@ def claims(
     tried(range(seeds), config.load(), steps, arm or ())
 
 
+@app.command(rich_help_panel=PEOPLE)
+def paper(
+    run: Annotated[
+        bool, typer.Option("--run", help="First run what is missing: hours; stopped, it continues.")
+    ] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="Of the arms and of alignment; an interval needs at least 2.")] = 3,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of each arm's training; by default params.yaml's.")] = None,
+    candidates: Annotated[int, typer.Option(min=2, help="Up to how many clips best of N chooses from.")] = 8,
+) -> None:
+    """The paper's tables and figures beside what was run here, with verdicts on its claims: reports/paper.html."""
+    from siren import config, stages
+
+    print(stages.paper(run, range(seeds), config.load(), steps, candidates))
+
+
 @corpus.callback()
 def overview(
     context: typer.Context,

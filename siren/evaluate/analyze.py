@@ -1,14 +1,15 @@
 """The paper's properties of residual codes, measured on this codec and this corpus (paper section 3, appendix D).
 
 Property 1: quantised features f̂_k of two codebooks are nearly orthogonal (Fig. 2a per frame, Fig. 8 pooled over time).
-Property 2: deeper codebooks carry less meaning, so a probe reads the event off them less well (Fig. 2c).
+Property 2: deeper codebooks carry less meaning, so a probe reads the event off them less well (Fig. 2c, 9).
 Influence 2: heads of deeper codebooks converge to higher losses (Fig. 2d), here from the curves of stage 1.
 
 Unusual: a frame's cosine depends on its two codes only, so the V x V cosines of two codebooks are computed once and
 looked up for every frame; no feature is ever expanded over time. A codec may put any constant into one codebook's
 out-projection and take it from another's, which turns raw cosines without changing the sound; so they are also taken
-of features without each codebook's mean. The probe is a multinomial logistic regression where the paper has two MLP
-layers: enough for a ranking, exact to repeat. Code usage is measured as well, because a codebook that uses few of
+of features without each codebook's mean. Beside the paper's probe of two layers there is a multinomial logistic
+regression: enough for a ranking, convex, exact to repeat. Influence 1 and the task vectors of appendix D.3 need trained
+arms: `siren.evaluate.inside`. Code usage is measured as well, because a codebook that uses few of
 its codes would explain a bad probe.
 
 Shapes: N clips · K codebooks · T frames · V codebook size · D latent width · C classes.
@@ -23,7 +24,7 @@ import torch
 from torch.nn import functional as F
 
 from siren.encode.tokens import Tokens
-from siren.evaluate import figures
+from siren.evaluate import figures, probes
 
 NEAR = 0.2  # |cosine| below it counts as nearly orthogonal (within 12 degrees of a right angle)
 LIMIT = 5000  # clips of a split that are looked at: far more than the figures need
@@ -34,6 +35,7 @@ TITLES = {  # of the figures, in the order in which they are shown
     "cosine_pooled": "Property 1: averaged over time",
     "cosine_pairs": "Mean cosine of each pair",
     "probe": "Property 2: what each codebook says of the event",
+    "tsne": "Property 2: the clips of each event, codebook by codebook",
     "convergence": "Influence 2: how well each codebook is learned",
     "perplexity": "How many codes are in use",
 }
@@ -75,7 +77,7 @@ def analyze(
     """
     for name, clips in (("train", train), ("test", test)):
         _check(latents, clips, name)
-    pooled = pool(latents, train)
+    pooled, unseen = pool(latents, train), pool(latents, test)
     return {
         "clips": len(train.codes),
         "frames": int(train.mask.sum()),
@@ -85,7 +87,8 @@ def analyze(
             "pooled": pooled_cosines(pooled),
         },
         "usage": usage(train, latents.shape[1]),
-        "probe": probe(pooled, train.labels, pool(latents, test), test.labels),
+        "probe": probe(pooled, train.labels, unseen, test.labels),
+        "tsne": maps(unseen, test.labels),
         "loss": convergence(losses),
     }
 
@@ -106,13 +109,13 @@ def frame_cosines(latents: np.ndarray, clips: Clips) -> dict[str, Any]:
     for i, j in _pairs(len(latents)):
         table = unit[i] @ unit[j].T  # [V, V]
         pairs[i, j] = table[clips.codes[:, i][mask], clips.codes[:, j][mask]]
-    return _distribution(pairs, len(latents))
+    return distribution(pairs, len(latents))
 
 
 def pooled_cosines(pooled: np.ndarray) -> dict[str, Any]:
     """The same between features averaged over time (Fig. 8). pooled [N, K, D]"""
     unit = _unit(pooled)
-    return _distribution({(i, j): (unit[:, i] * unit[:, j]).sum(-1) for i, j in _pairs(unit.shape[1])}, unit.shape[1])
+    return distribution({(i, j): (unit[:, i] * unit[:, j]).sum(-1) for i, j in _pairs(unit.shape[1])}, unit.shape[1])
 
 
 def pool(latents: np.ndarray, clips: Clips) -> np.ndarray:
@@ -157,10 +160,12 @@ def probe(
     test_rows, test_targets = _targets(test_labels, index)
     if len(test_rows) == 0:
         raise ValueError("the probe has no one-event test clips of the events it was trained on")
-    accuracy = []
+    accuracy: list[float] = []
+    two_layers: list[float] = []
     for k in range(train.shape[1]):
-        guesses = logistic(train[train_rows, k], train_targets, test[test_rows, k], len(classes)).argmax(axis=1)
-        accuracy.append(float((guesses == test_targets).mean()))
+        sides = train[train_rows, k], train_targets, test[test_rows, k], len(classes)
+        for found, read in ((accuracy, logistic), (two_layers, probes.two_layers)):
+            found.append(float((read(*sides).argmax(axis=1) == test_targets).mean()))
     return {
         "classes": classes,
         "train": len(train_rows),
@@ -170,6 +175,23 @@ def probe(
         "accuracy": accuracy,
         "interval": [list(wilson(a, len(test_rows))) for a in accuracy],
         "trend": rank_correlation(np.arange(len(accuracy)), accuracy),
+        "two_layers": {
+            "accuracy": two_layers,
+            "interval": [list(wilson(a, len(test_rows))) for a in two_layers],
+            "trend": rank_correlation(np.arange(len(two_layers)), two_layers),
+        },
+    }
+
+
+def maps(pooled: np.ndarray, labels: Sequence[str | None]) -> dict[str, Any] | None:
+    """A t-SNE map of the one-event clips for each codebook (Fig. 2c, 9); None for fewer than four. pooled [N, K, D]"""
+    rows = [i for i, label in enumerate(labels) if label is not None]
+    rows = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, probes.MAPPED).astype(int))] if rows else []
+    if len(rows) < 4:
+        return None
+    return {
+        "labels": [labels[i] for i in rows],
+        "points": [probes.tsne(pooled[rows, k]) for k in range(pooled.shape[1])],
     }
 
 
@@ -243,7 +265,7 @@ def rank_correlation(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.nd
 def draw(analysis: Mapping[str, Any]) -> dict[str, figures.Figure]:
     """Name → figure for everything in `analysis`; no figure for a part that is missing."""
     names = [str(k) for k in range(len(analysis["usage"]["used"]))]
-    probes = analysis["probe"]
+    probed = analysis["probe"]
     drawn = {
         "cosine_per_frame": _draw_cosines(analysis["cosine"]["per_frame"], "same frame"),
         "cosine_centred": _draw_cosines(analysis["cosine"]["centred"], "same frame, centred"),
@@ -253,15 +275,19 @@ def draw(analysis: Mapping[str, Any]) -> dict[str, figures.Figure]:
         ),
         "probe": figures.bars(
             names,
-            probes["accuracy"],
+            probed["accuracy"],
             "codebook",
             "probe accuracy",
-            probes["interval"],
-            ("chance", probes["chance"]),
+            probed["interval"],
+            ("chance", probed["chance"]),
             share=True,
         ),
         "perplexity": figures.bars(names, analysis["usage"]["perplexity"], "codebook", "perplexity of codes"),
     }
+    if analysis.get("tsne"):
+        accuracy = probed["two_layers"]["accuracy"]
+        panels = {f"codebook {k}: {100 * accuracy[k]:.0f} %": p for k, p in enumerate(analysis["tsne"]["points"])}
+        drawn["tsne"] = figures.maps(panels, analysis["tsne"]["labels"])
     if analysis["loss"] is not None:
         series = {f"codebook {k}": (xs, ys) for k, (xs, ys) in analysis["loss"]["curves"].items()}
         drawn["convergence"] = figures.curves(series, "step", "validation loss (nats)", ordered=True)
@@ -270,16 +296,22 @@ def draw(analysis: Mapping[str, Any]) -> dict[str, figures.Figure]:
 
 def findings(analysis: Mapping[str, Any]) -> dict[str, str]:
     """Name of a figure → what it says, in one or two sentences with the numbers."""
-    probes, used, loss = analysis["probe"], analysis["usage"]["used"], analysis["loss"]
+    probed, used, loss = analysis["probe"], analysis["usage"]["used"], analysis["loss"]
     texts = {
         "cosine_per_frame": _cosine_finding(analysis["cosine"]["per_frame"]),
         "cosine_centred": _cosine_finding(analysis["cosine"]["centred"]),
         "cosine_pooled": _cosine_finding(analysis["cosine"]["pooled"]),
         "cosine_pairs": "Same frame, mean over all frames.",
-        "probe": f"A logistic probe on features averaged over time, trained on {probes['train']} clips and tested on "
-        f"{probes['test']}. Rank correlation of depth and accuracy: {probes['trend']:+.2f}.",
+        "probe": f"A logistic probe on features averaged over time, trained on {probed['train']} clips and tested on "
+        f"{probed['test']}. Rank correlation of depth and accuracy: {probed['trend']:+.2f}.",
         "perplexity": f"Between {100 * min(used):.0f} and {100 * max(used):.0f} % of a codebook's codes occur.",
     }
+    if analysis.get("tsne"):
+        found = probed["two_layers"]
+        texts["tsne"] = (
+            f"t-SNE of {len(analysis['tsne']['labels'])} held-out clips, and how many of {probed['test']} a probe of "
+            f"two layers names. Rank correlation of depth and accuracy: {found['trend']:+.2f}."
+        )
     if loss is not None:
         texts["convergence"] = f"Mean {loss['mean']:.2f} nats; last codebook over first {loss['ratio']:.2f}."
     return texts
@@ -309,29 +341,42 @@ def _draw_cosines(cosines: Mapping[str, Any], what: str) -> figures.Figure:
     return figures.distributions(cosines["edges"], densities, f"cosine of two codebooks' features, {what}")
 
 
-def _distribution(pairs: Mapping[tuple[int, int], np.ndarray], num_codebooks: int) -> dict[str, Any]:
-    """Summaries of cosines by layer interval |i - j|, and the mean of each pair as a matrix."""
-    means = np.eye(num_codebooks)
-    intervals = {}
+def distribution(
+    pairs: Mapping[tuple[int, int], np.ndarray],
+    num_codebooks: int,
+    edges: np.ndarray = EDGES,
+    around: float = 0.0,
+    near: float = NEAR,
+    itself: float = 1.0,
+) -> dict[str, Any]:
+    """Summaries of what was measured on pairs of codebooks by layer interval |i - j|, and each pair's mean as a matrix.
+
+    Cosines by default. `near` of `around` counts as nearly orthogonal; `itself` is the value of a codebook and itself.
+    Pairs that were not measured are None in the matrix.
+    """
+    means: list[list[float | None]] = [
+        [itself if i == j else None for j in range(num_codebooks)] for i in range(num_codebooks)
+    ]
+    by_interval: dict[int, list[np.ndarray]] = {}
     for (i, j), values in pairs.items():
-        means[i, j] = means[j, i] = values.mean()
-    for interval in range(1, num_codebooks):
-        values = np.concatenate([v for (i, j), v in pairs.items() if j - i == interval]).astype(np.float64)
-        intervals[str(interval)] = _summary(values)
-    everything = _summary(np.concatenate(list(pairs.values())).astype(np.float64))
+        means[i][j] = means[j][i] = float(values.mean())
+        by_interval.setdefault(j - i, []).append(values)
+
+    def summary(parts: Sequence[np.ndarray]) -> dict[str, Any]:
+        values = np.concatenate(parts).astype(np.float64)
+        low, high = np.quantile(values, (0.05, 0.95))
+        return {
+            "mean": float(values.mean()),
+            "std": float(values.std()),
+            "middle_90": [float(low), float(high)],
+            "near_orthogonal": float((np.abs(values - around) < near).mean()),
+            "histogram": (np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0] / len(values)).tolist(),
+        }
+
+    intervals = {str(interval): summary(by_interval[interval]) for interval in sorted(by_interval)}
+    everything = summary(list(pairs.values()))
     everything.pop("histogram")
-    return {"all": everything, "intervals": intervals, "pairs": means.tolist(), "edges": EDGES.tolist()}
-
-
-def _summary(values: np.ndarray) -> dict[str, Any]:
-    low, high = np.quantile(values, (0.05, 0.95))
-    return {
-        "mean": float(values.mean()),
-        "std": float(values.std()),
-        "middle_90": [float(low), float(high)],
-        "near_orthogonal": float((np.abs(values) < NEAR).mean()),
-        "histogram": (np.histogram(np.clip(values, -1, 1), EDGES)[0] / len(values)).tolist(),
-    }
+    return {"all": everything, "intervals": intervals, "pairs": means, "edges": edges.tolist()}
 
 
 def _pairs(count: int) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +43,17 @@ HOLDS, FAILS, OPEN = "holds", "does not hold", "not separable at this scale"
 MEASURES = {  # name → direction in which it is better, and how it is shown
     "fd": (-1, "FD", number),
     "fad": (-1, "FAD", number),
+    "is": (+1, "IS", number),
+    "kl": (-1, "KL", number),
     "event_accuracy": (+1, "event named", percent),
     "both_heard": (+1, "both events heard", percent),
     "imagebind": (+1, "ImageBind", number),
     "clap": (+1, "CLAP", number),
     "loss_mean": (-1, "loss mean", number),
     "loss_ratio": (-1, "loss ratio", number),
+    "sample_seconds": (-1, "seconds a clip", number),
 }
+HEARD = ("fd", "fad", "is", "kl", "event_accuracy", "both_heard", "imagebind", "clap")  # what is taken of every arm
 QUALITY = ("fd", "fad", "event_accuracy", "both_heard", "loss_mean")
 RESAMPLES = 10_000
 TITLE = "The paper's claims, tried here"
@@ -67,7 +71,14 @@ class Claim:
 
 
 CLAIMS = (
+    Claim(
+        "1",
+        "isolated transformers beat parallel heads and the delay pattern",
+        (("siren", "independent"), ("siren", "delay")),
+        QUALITY,
+    ),
     Claim("3", "isolated transformers beat a single one of the same total size", (("siren", "single"),), QUALITY),
+    Claim("3", "a single transformer gets better with size", (("single", "single-small"),), QUALITY),
     Claim(
         "4",
         "accumulated conditions beat the code below alone, and that beats none",
@@ -80,13 +91,46 @@ CLAIMS = (
         (("siren", "independent"),),
         ("loss_ratio",),
     ),
+    Claim(
+        "5",
+        "the loss mean falls from independent heads to the code below, to accumulated codes, to collaboration",
+        (("ar", "independent"), ("single", "ar"), ("siren", "single")),
+        ("loss_mean",),
+    ),
+    Claim(
+        "6",
+        "two codes for a transformer are better than more",
+        (("siren", "single"), ("siren", "m2"), ("siren", "m4")),
+        QUALITY,
+    ),
+    Claim("6", "and better than one", (("siren", "m6"), ("siren", "m12")), QUALITY),
+    Claim(
+        "6",
+        "the loss ratio falls with the number of codes for a transformer",
+        (("siren", "m4"), ("m4", "m2"), ("siren", "m2"), ("m2", "single")),
+        ("loss_ratio",),
+    ),
 )
-SHOWN = ("ar",)  # an arm of Table 5 that no claim is made of
 
 
-def needed() -> list[str]:
-    """The arms that the claims compare, and those shown beside them."""
-    return list(dict.fromkeys([*(arm for claim in CLAIMS for pair in claim.pairs for arm in pair), *SHOWN]))
+def tried(num_codebooks: int) -> tuple[Claim, ...]:
+    """The claims as far as this codec can have their arms: Table 6 divides its codebooks by 2, 3, 4, 6 and 12.
+
+    One code for each transformer is the arm with as many of them as there are codebooks, so `m6` is that of a codec of
+    6 only. A claim none of whose pairs there can be is left out.
+    """
+
+    def there(name: str) -> bool:
+        arm = arms.find(name).transformers
+        return arms.fits(name, num_codebooks) and (name != "m6" or num_codebooks == arm)
+
+    fitting = [replace(c, pairs=tuple(pair for pair in c.pairs if all(map(there, pair)))) for c in CLAIMS]
+    return tuple(claim for claim in fitting if claim.pairs)
+
+
+def needed(num_codebooks: int) -> list[str]:
+    """The arms that the claims compare."""
+    return list(dict.fromkeys(arm for claim in tried(num_codebooks) for pair in claim.pairs for arm in pair))
 
 
 @dataclass(frozen=True)
@@ -107,35 +151,38 @@ class World:
     device: str
     hear: Callable[[str, Siren, int], dict[str, float]] | None = None
     heard_with: Mapping[str, Any] = field(default_factory=dict)
+    wanted: Sequence[str] = ()  # of the measures: a result that lacks one is heard again, without training
 
 
 def measure(name: str, seed: int, world: World, place: Path) -> dict[str, Any]:
     """Train and measure one arm at one seed, or read what an earlier run found. Resumes from `place` after a kill."""
-    widths = arms.Widths.of(world.tables, world.tokens.text_width)
-    model = arms.settings(name, world.reference, widths)
-    recipe = {"model": to_dict(model), "stage1": to_dict(world.stage1), "seed": seed, "inputs": dict(world.made_with)}
-    recipe["crop_frames"] = world.crop_frames
-    folder = place / f"{name}-{seed}-{digest(recipe)}"
+    model, folder, _ = prepare(name, seed, world, place)
 
     def make() -> dict[str, Any]:
-        begin, each = time.monotonic(), model.transformers
-        siren = Siren([_trained(model, k, seed, world, folder, recipe | {"transformer": k}) for k in each])
-        found = analyze.convergence(charts.codebook_losses([read_curve(folder / f"{k}.csv") for k in each]))
+        begin = time.monotonic()
+        siren = train(name, seed, world, place)
+        found = analyze.convergence(
+            charts.codebook_losses([read_curve(folder / f"{k}.csv") for k in range(len(siren))])
+        )
         assert found is not None
         measures = {"loss_mean": found["mean"], "loss_ratio": found["ratio"]}
         if world.hear is not None:
             measures |= world.hear(name, siren.to(world.device).eval(), seed)
-        row = {"arm": name, "seed": seed, "parameters": arms.parameters(model, widths), **measures}
+        row = {"arm": name, "seed": seed, "parameters": arms.parameters(model, _widths(world)), **measures}
         return row | {"seconds": round(time.monotonic() - begin, 1)}  # of this run: less where it continued another
 
-    return kept(folder / f"result-{digest(dict(world.heard_with))}.json", make)
+    return kept(folder / f"result-{digest(dict(world.heard_with))}.json", make, world.wanted)
 
 
-def kept(result: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `make` gives; or, where it is in the file already, what it gave then."""
-    if result.is_file():
-        return dict(json.loads(result.read_text()))
-    row = make()
+def kept(result: Path, make: Callable[[], dict[str, Any]], wanted: Sequence[str] = ()) -> dict[str, Any]:
+    """What `make` gives; or, where it is in the file already with all that is `wanted`, what it gave then.
+
+    What was found before stays: of an arm that is only measured again, the seconds are still those of its training.
+    """
+    before = dict(json.loads(result.read_text())) if result.is_file() else None
+    if before is not None and all(name in before for name in wanted):
+        return before
+    row = make() | (before or {})
     result.parent.mkdir(parents=True, exist_ok=True)
     temporary = result.with_suffix(".partial")
     temporary.write_text(json.dumps(row, indent=1) + "\n")
@@ -143,17 +190,45 @@ def kept(result: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _trained(
-    model: Model, k: int, seed: int, world: World, folder: Path, identity: dict[str, Any]
+def prepare(name: str, seed: int, world: World, place: Path) -> tuple[Model, Path, dict[str, Any]]:
+    """An arm's settings, the folder that its transformers are kept in, and all that they depend on."""
+    model = arms.settings(name, world.reference, _widths(world))
+    recipe = {"model": to_dict(model), "stage1": to_dict(world.stage1), "seed": seed, "inputs": dict(world.made_with)}
+    recipe["crop_frames"] = world.crop_frames
+    return model, place / f"{name}-{seed}-{digest(recipe)}", recipe
+
+
+def train(name: str, seed: int, world: World, place: Path) -> Siren:
+    """All transformers of an arm after stage 1; those that an earlier run finished are read."""
+    model, folder, recipe = prepare(name, seed, world, place)
+    return Siren([trained(model, k, seed, world, folder, recipe | {"transformer": k}) for k in model.transformers])
+
+
+def _widths(world: World) -> arms.Widths:
+    return arms.Widths.of(world.tables, world.tokens.text_width)
+
+
+def trained(
+    model: Model,
+    k: int,
+    seed: int,
+    world: World,
+    folder: Path,
+    identity: dict[str, Any],
+    start: int | None = None,
+    watch: Callable[[ResidualTransformer, int], None] | None = None,
 ) -> ResidualTransformer:
-    """Transformer `k` after stage 1, from the folder where it was finished before."""
+    """Transformer `k` after stage 1, from the folder where it was finished before.
+
+    It begins with weights drawn by its own seed, or by the seed `start`; `watch` is shown it at every logged step.
+    """
     done, own = folder / str(k), item_seed(seed, f"stage1@{k}")  # the seed that the stage takes
     if (folder / f"{k}.csv").is_file():  # written last
         return load_transformer(done)
-    torch.manual_seed(own)
+    torch.manual_seed(own if start is None else start)
     transformer = ResidualTransformer(model, world.tables, world.tokens.text_width, k)
     checkpoint = Checkpoint(folder / "checkpoints" / str(k), identity)
-    curve = Curve(lambda step, metrics: None, checkpoint.folder)
+    curve = Curve(lambda step, metrics: watch(transformer, step) if watch else None, checkpoint.folder)
     train_stage1(
         transformer,
         world.tokens,
@@ -176,7 +251,7 @@ def run(names: Sequence[str], seeds: Sequence[int], world: World, place: Path) -
     """Every arm at every seed. Raises ValueError for an arm that there is not or that the codec cannot have, before
     anything is trained."""
     for name in names:
-        arms.settings(name, world.reference, arms.Widths.of(world.tables, world.tokens.text_width))
+        arms.settings(name, world.reference, _widths(world))
     yield from each(names, seeds, lambda name, seed: measure(name, seed, world, place))
 
 
@@ -248,7 +323,7 @@ def report(
             **{m: _plain(interval) for m, interval in intervals.items()},
         }
     judged = [_finite(found) for claim in claims if (found := judge(claim, results)) is not None]
-    rows = [{key: value for key, value in r.items() if key != "prompts"} for r in results]
+    rows = [{key: value for key, value in r.items() if key != "prompts"} for r in results]  # those are long
     return {"title": title, "about": dict(about), "claims": judged, "arms": summary, "results": rows}
 
 

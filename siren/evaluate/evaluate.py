@@ -11,6 +11,7 @@ Shapes: N prompts · S samples · C classes.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from siren.progress import track
 
 BEST_ARMS = ("aligned", "stage1")  # the first that is there is shuffled
 COMPARED = (("aligned", "stage1"), ("stage1", "untrained"), ("aligned", "shuffled"), ("stage1", "shuffled"))
+WEIGHT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 SET_RESAMPLES_SHARE = 10  # a Fréchet distance costs a decomposition: one resample for ten that a mean gets
 
 
@@ -94,6 +96,13 @@ def network_names(networks: Mapping[str, Any], names: Mapping[str, str] | None) 
     return {kind: (names or {}).get(kind) or own(kind, network) for kind, network in networks.items()}
 
 
+def published_name(weights: str) -> str:
+    """What figures call a network after its published weights: a hub name as it is, with its owner; of a file the name
+    without the ending of its format. Nothing else is cut off, because versions such as `esc_89.98` have dots."""
+    path = Path(weights)
+    return path.stem if path.suffix in WEIGHT_SUFFIXES else weights
+
+
 def paired(heard: Heard, real: Heard, texts: Mapping[str, np.ndarray], listed: Prompts) -> dict[str, np.ndarray]:
     """One number a prompt for each paired metric, float64 [N]; NaN where it does not apply."""
     sound = ~heard.silent
@@ -139,11 +148,19 @@ def set_metrics(
     score = metrics.inception_score(heard.logits, settings.is_splits)
     if score.note:
         notes.append(f"IS: {score.note}")
+    resamples = max(1, settings.bootstrap // SET_RESAMPLES_SHARE)
     if arm != "shuffled":  # the same set of clips as the arm it was made from
-        result[_key("is", called)] = {"value": _round(score.mean), "std": _round(score.std), "splits": score.splits}
+        interval = bootstrap.of_sets(
+            lambda logits: metrics.inception_score(logits, settings.is_splits).mean, (heard.logits,), resamples, seed
+        )
+        result[_key("is", called)] = {
+            **_plain(interval, count=len(heard.logits)),
+            "low": _round(max(1.0, interval.low)),  # the score of clips that are all alike
+            "std": _round(score.std),
+            "splits": score.splits,
+        }
     if arm == "real":
         return result
-    resamples = max(1, settings.bootstrap // SET_RESAMPLES_SHARE)
     single = np.flatnonzero(listed.group >= 0)
     distances: dict[str, tuple[Callable[..., float], np.ndarray, np.ndarray]] = {
         "fd": (metrics.frechet_distance, heard.features, real.features),

@@ -11,12 +11,14 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from siren.audio import mel_filterbank
@@ -59,9 +61,16 @@ Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # name → (x, y
 @contextmanager
 def drawing(width: float = SIZE[0], height: float = SIZE[1]) -> Iterator[tuple[Figure, Axes]]:
     """A figure with one pair of axes in this project's style."""
+    with panels(1, 1, width, height) as (figure, ((axes,),)):
+        yield figure, axes
+
+
+@contextmanager
+def panels(rows: int, columns: int, width: float, height: float) -> Iterator[tuple[Figure, np.ndarray]]:
+    """A figure with a grid of axes [rows, columns] in this project's style."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure, figure.subplots()
+        yield figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def to_png(figure: Figure, dpi: int = 144) -> bytes:
@@ -136,10 +145,18 @@ def spectrogram(wav: np.ndarray, sample_rate: int, title: str = "") -> Figure:
     return figure
 
 
-def curves(series: Series, x: str, y: str, title: str = "", ordered: bool = False) -> Figure:
-    """Lines over a common x. `ordered` colours them by depth (codebooks), otherwise each has a colour of its own."""
+def curves(
+    series: Series, x: str, y: str, title: str = "", ordered: bool = False, bands: Series | None = None
+) -> Figure:
+    """Lines over a common x. `ordered` colours them by depth (codebooks), otherwise each has a colour of its own.
+
+    bands: intervals (low, high) of the series that have them, by the same names.
+    """
     with drawing() as (figure, axes):
         colours = _colours(len(series), ordered)
+        for colour, name in zip(colours, series, strict=True):
+            if bands and name in bands:
+                axes.fill_between(series[name][0], *bands[name], color=colour, alpha=0.18, linewidth=0)
         for colour, (name, (xs, ys)) in zip(colours, series.items(), strict=True):
             marker = "o" if len(xs) < 12 else None
             axes.plot(xs, ys, color=colour, label=name, marker=marker, markersize=3.5)
@@ -236,6 +253,45 @@ def bars(
         axes.set(xlabel=x, ylabel=y, title=title)
         if share:
             axes.set_ylim(0, 1.02)
+    return figure
+
+
+def maps(points: Mapping[str, Sequence[Sequence[float]]], labels: Sequence[str]) -> Figure:
+    """Points in the plane, a panel for each name, coloured by label; point i of every panel has labels[i]."""
+    names = sorted(set(labels))
+    hues = dict(zip(names, matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(names))), strict=True))
+    colours = [hues[label] for label in labels]
+    columns = 3 if len(points) > 2 else len(points)
+    rows = -(-len(points) // columns)
+    legend = -(-len(names) // 4)
+    with panels(rows, columns, SIZE[0], 1.65 * rows + 0.2 * legend) as (figure, grid):
+        for axes in grid.flat[len(points) :]:
+            axes.set_visible(False)
+        for axes, (title, places) in zip(grid.flat, points.items(), strict=False):
+            x, y = np.asarray(places, float).T
+            axes.scatter(x, y, s=5, c=colours, linewidths=0)
+            axes.set(title=title, xticks=[], yticks=[])
+            axes.spines[:].set_visible(True)
+            axes.grid(False)
+        dots = [Line2D([], [], linestyle="", marker="o", markersize=4, color=hues[name]) for name in names]
+        figure.legend(dots, names, loc="outside lower center", ncols=4, handletextpad=0, columnspacing=1)
+    return figure
+
+
+def boxes(groups: Mapping[str, Sequence[float]], x: str, marks: Mapping[str, float] | None = None) -> Figure:
+    """Quartiles and extremes of each group with every value as a dot; `marks` are values of reference, in red."""
+    with drawing(SIZE[0], 0.9 + 0.5 * len(groups)) as (figure, axes):
+        at = np.arange(len(groups), 0, -1)
+        ink: Any = {f"{part}props": {"color": INK, "linewidth": 1} for part in ("box", "whisker", "cap", "median")}
+        axes.boxplot(list(groups.values()), positions=at, orientation="horizontal", whis=(0, 100), widths=0.5, **ink)
+        for y, values, colour in zip(at, groups.values(), _colours(len(groups), False), strict=True):
+            spread = np.linspace(-0.14, 0.14, len(values)) if len(values) > 1 else [0.0]
+            axes.scatter(values, y + np.asarray(spread), s=14, color=colour, zorder=3)
+        for y, name in zip(at, groups, strict=True):
+            if marks and name in marks:
+                axes.plot([marks[name]] * 2, [y - 0.3, y + 0.3], color="#d43f3f", linewidth=2, zorder=4)
+        axes.set_yticks(at, list(groups))
+        axes.set(xlabel=x)
     return figure
 
 

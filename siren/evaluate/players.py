@@ -43,14 +43,19 @@ def _in_turn(prompts: Sequence[Prompt], group: Any, count: int) -> list[Prompt]:
 
 
 def players(
-    prompts: Sequence[Prompt], sounds: Sounds, clips: Sequence[Mapping[str, Any]], sample_rate: int
+    prompts: Sequence[Prompt],
+    sounds: Sounds,
+    clips: Sequence[Mapping[str, Any]] | None,
+    sample_rate: int,
+    played: Sequence[str] = PLAYED,
 ) -> list[dict[str, Any]]:
-    """Groups of prompts, each with one cell for every arm of PLAYED. `clips` are the evaluation's rows."""
+    """Groups of prompts, each with one cell for every arm that is played. `clips` are the evaluation's rows; None
+    shows no verdicts."""
     kinds = (
         ("One event", [p for p in prompts if len(p["labels"]) <= 1]),
         ("Two events", [p for p in prompts if len(p["labels"]) > 1]),
     )
-    rows = {(row["arm"], row["id"]): row for row in clips}
+    rows = {(row["arm"], row["id"]): row for row in clips or ()}
     total = sum(2 * wav.size for arm in sounds.values() for wav in arm.values())
     encoding = "WAV" if total <= SOUND_BUDGET else "FLAC"
 
@@ -59,13 +64,14 @@ def players(
         if wav is None:
             reason = f"no clip of this prompt in the arm {TITLES[arm].lower()!r}."
             return {"title": TITLES[arm], "sound": None, "reason": reason}
-        return {"title": TITLES[arm], **_clip(wav, rows.get((arm, prompt["id"])), sample_rate, encoding)}
+        clip = _clip(wav, rows.get((arm, prompt["id"])), sample_rate, encoding)
+        return {"title": TITLES[arm], **clip, **({"verdicts": []} if clips is None else {})}
 
     return [
         {
             "title": title,
             "rows": [
-                {"caption": p["caption"], "labels": p["labels"], "cells": [cell(arm, p) for arm in PLAYED]}
+                {"caption": p["caption"], "labels": p["labels"], "cells": [cell(arm, p) for arm in played]}
                 for p in group
             ],
         }

@@ -42,13 +42,18 @@ class Report:
 
 def render(report: Report) -> str:
     """The page. The same report gives the same text."""
+    return fill("page.html", arrange(report))
+
+
+def fill(template: str, page: Mapping[str, Any]) -> str:
+    """A template of `page/` with its style and script."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     style, script = ((PAGE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    return environment.get_template("page.html").render(page=arrange(report), css=style, js=script)
+    return environment.get_template(template).render(page=page, css=style, js=script)
 
 
 def arrange(report: Report) -> dict[str, Any]:

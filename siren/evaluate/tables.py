@@ -104,7 +104,7 @@ def _cell(row: Row, entry: Mapping[str, Any] | None) -> dict[str, str]:
     interval = f"{show(entry['low'])}{dash}{show(entry['high'])}" if "low" in entry else ""
     if row.share and interval:
         interval = f"{100 * entry['low']:.0f}\u2013{percent(entry['high'])}"
-    if "std" in entry:
+    if "std" in entry and "low" not in entry:
         interval = f"± {number(entry['std'])}"
     return {"value": show(entry["value"]) if row.better else f"{entry['value']:g}", "interval": interval}
 

@@ -62,8 +62,12 @@ def test_every_arm_starts_from_stage_1_and_nothing_is_done_twice(world, tmp_path
     rows = list(alignment.run(alignment.NEEDED, [0, 1], world, tmp_path))
     assert [r["arm"] for r in rows] == [*alignment.NEEDED, *alignment.NEEDED]
     assert calls == [
-        (d, m, s) for s in (0, 1) for d, m in (("anti-causal", "rl"), ("causal", "rl"), ("anti-causal", "dpo"))
+        (d, m, s)
+        for s in (0, 1)
+        for d, m in (("anti-causal", "rl"), ("causal", "rl"), ("anti-causal", "dpo"), ("anti-causal", "rl"))
     ]
+    assert all(len(r["reward"][1]) == 2 for r in rows if r["arm"] != "stage1")  # a curve, for Figure 5
+    assert "reward" not in rows[0]
     moved = {(r["arm"], r["seed"]): r["imagebind"] for r in rows}
     assert moved["stage1", 0] == moved["stage1", 1] == 0
     assert all(value > 0 for (arm, _), value in moved.items() if arm != "stage1")
@@ -72,7 +76,7 @@ def test_every_arm_starts_from_stage_1_and_nothing_is_done_twice(world, tmp_path
     heard_again = alignment.World(*(vars(world) | {"heard_with": {"judge": "other"}}).values())
     again = list(alignment.run(["anti-causal"], [0], heard_again, tmp_path))
     assert again[0]["imagebind"] == rows[1]["imagebind"]  # the weights that were kept
-    assert len(calls) == 6
+    assert len(calls) == 8
     found = claims.report(rows, {"scale": "test"}, alignment.CLAIMS, "About alignment")
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert "prompts" not in found["results"][0]

@@ -130,8 +130,28 @@ def test_the_report_says_each_verdict_and_is_plain_json() -> None:
 
 
 def test_every_claim_is_made_of_arms_that_there_are() -> None:
-    assert set(claims.needed()) <= set(arms.ARMS)
+    assert {arm for claim in claims.CLAIMS for pair in claim.pairs for arm in pair} == set(arms.ARMS) - {"m3"}
     assert all(measure in claims.MEASURES for claim in claims.CLAIMS for measure in claim.measures)
+
+
+@pytest.mark.parametrize(("codebooks", "apart", "missing"), [(6, "m6", {"m4", "m12"}), (12, "m12", {"m6"})])
+def test_only_arms_that_the_codec_can_have_are_needed(codebooks: int, apart: str, missing: set[str]) -> None:
+    needed = claims.needed(codebooks)
+    assert set(needed) == set(arms.ARMS) - {"m3"} - missing
+    assert len(needed) == len(set(needed))
+    assert ("siren", apart) in [pair for claim in claims.tried(codebooks) for pair in claim.pairs]
+
+
+def test_a_result_that_lacks_a_measure_is_heard_again_and_keeps_what_it_had(world, tmp_path, monkeypatch) -> None:
+    def heard(**measures):
+        return replace(world, hear=lambda name, model, seed: measures, heard_with={"judge": "j"}, wanted=list(measures))
+
+    (old,) = claims.run(["single"], [1], heard(fd=7.0), tmp_path)
+    monkeypatch.setattr(claims, "train_stage1", None)
+    (new,) = claims.run(["single"], [1], heard(fd=8.0, kl=2.0), tmp_path)
+    assert new == old | {"kl": 2.0}
+    again = replace(heard(fd=9.0, kl=3.0), hear=None)
+    assert list(claims.run(["single"], [1], again, tmp_path)) == [new]
 
 
 def test_a_transformer_of_the_experiment_is_the_one_that_the_stage_trains(world, tmp_path) -> None:

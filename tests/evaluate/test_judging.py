@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from siren.config import Evaluation as Settings
-from siren.evaluate import judging
-from siren.evaluate.evaluate import evaluate
+from siren.evaluate import judging, metrics
+from siren.evaluate.evaluate import evaluate, published_name
 from siren.networks.judge import Cnn14Output
 
 NAMES = ["bell", "dog", "rain", "siren"]
@@ -226,6 +226,31 @@ def test_event_tables_count_confusions(found: Any) -> None:
     table = found.metrics["events"]["aligned"]
     assert table == {name: {"clips": 6, "accuracy": 1.0, "named": {name: 6}} for name in NAMES}
     assert sum(sum(e["named"].values()) for e in found.metrics["events"]["stage1"].values()) == 24
+
+
+def test_inception_score_has_an_interval_and_keeps_its_value(found: Any) -> None:
+    logits = np.asarray(ToyCnn14()(torch.from_numpy(perfect(5))).logits, np.float64)
+    entry = found.metrics["arms"]["aligned"]["is@cnn14-toy"]
+    expected = metrics.inception_score(logits, SETTINGS.is_splits)
+    assert (entry["value"], entry["std"]) == (
+        pytest.approx(expected.mean, abs=1e-6),
+        pytest.approx(expected.std, abs=1e-6),
+    )
+    assert 1 <= entry["low"] < entry["high"]
+    assert (entry["count"], entry["splits"]) == (32, expected.splits)
+
+
+@pytest.mark.parametrize(
+    ("weights", "name"),
+    [
+        ("laion/clap-htsat-unfused", "laion/clap-htsat-unfused"),
+        ("someone/clap-v1.5", "someone/clap-v1.5"),
+        ("weights/published/imagebind_huge.pth", "imagebind_huge"),
+        ("music_speech_audioset_epoch_15_esc_89.98.pt", "music_speech_audioset_epoch_15_esc_89.98"),
+    ],
+)
+def test_a_network_is_called_after_its_published_weights_in_full(weights: str, name: str) -> None:
+    assert published_name(weights) == name
 
 
 def test_silent_clips_are_flagged_and_name_nothing() -> None:
