@@ -130,7 +130,8 @@ def _network(folder: Path, facts: dict[str, Any]) -> Network:
     if facts["kind"] in JUDGES:
         name, rate = config["architecture"].get("name", facts["kind"]), judge.SAMPLE_RATE
     else:
-        name, rate = published or f"{folder.name}-{facts['sha256'][:8]}", config["sample_rate"]
+        own = config.get("architecture", {}).get("name")
+        name, rate = own or published or f"{folder.name}-{facts['sha256'][:8]}", config["sample_rate"]
     return Network(
         kind=facts["kind"],
         name=name,

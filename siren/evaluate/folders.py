@@ -50,11 +50,11 @@ def hash_of(items: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(items).encode()).hexdigest()
 
 
-def read_manifest(path: str | Path) -> list[dict[str, Any]]:
+def read_manifest(path: str | Path, keep: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Rows {id, caption, labels} by id, of a table with the columns file, caption and perhaps labels (or label).
 
-    CSV, JSON lines or Parquet. Several labels of a cell stand between semicolons. Raises ValueError naming the rows
-    that lack something or share a name.
+    CSV, JSON lines or Parquet. Several labels of a cell stand between semicolons; of the columns `keep` the row has the
+    text as well. Raises ValueError naming the rows that lack something or share a name.
     """
     path = Path(path)
     if not path.is_file():
@@ -70,6 +70,7 @@ def read_manifest(path: str | Path) -> list[dict[str, Any]]:
                 "id": Path(str(row["file"])).stem,
                 "caption": str(row["caption"]).strip(),
                 "labels": [str(label).strip() for label in labels],
+                **{key: str(row.get(key) or "").strip() for key in keep},
             }
         )
     if not rows:

@@ -19,13 +19,14 @@ from siren.shapes import Bool, Int
 
 FILE = "tokenizer.json"
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0, 1, 2, 3
+MARKS = SPECIALS[:3]  # beginning, padding, end: RoBERTa's
 MIN_VOCABULARY = 64  # far below the 256 bytes that any byte-level vocabulary holds
 
 
 class Tokenizer:
     """`<s> caption </s>`, padded on the right. Raises ValueError where the vocabulary is (nearly) empty."""
 
-    def __init__(self, data: str) -> None:
+    def __init__(self, data: str, marks: tuple[str, str, str] = MARKS) -> None:
         import tokenizers
 
         self.data = data  # the JSON: what is saved, and what fingerprints are made of
@@ -38,12 +39,12 @@ class Tokenizer:
                 f"the tokeniser is empty: {self.vocab_size} tokens, all of them special. A published one was probably "
                 "asked for while offline (set HF_HUB_OFFLINE=0 once, or copy its tokenizer.json beside the weights)"
             )
-        self.bos_id, self.pad_id, self.eos_id = (self._special(token) for token in SPECIALS[:3])
+        self.bos_id, self.pad_id, self.eos_id = (self._special(token) for token in marks)
 
     def _special(self, token: str) -> int:
         index = self._backend.token_to_id(token)
         if index is None:
-            raise ValueError(f"the tokeniser lacks {token}; one with RoBERTa's special tokens is needed")
+            raise ValueError(f"the tokeniser lacks {token}: it is not the one that this text encoder was trained with")
         return int(index)
 
     def __call__(
@@ -68,19 +69,19 @@ class Tokenizer:
         (Path(folder) / FILE).write_text(self.data)
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Tokenizer":
+    def load(cls, folder: str | Path, marks: tuple[str, str, str] = MARKS) -> "Tokenizer":
         """The tokeniser of a saved network. Raises ValueError where it is missing or empty."""
         path = Path(folder) / FILE
         if not path.is_file():
             raise ValueError(f"{path} is missing; a text encoder cannot be used without its tokeniser: copy it too")
-        return cls(path.read_text())
+        return cls(path.read_text(), marks)
 
     @classmethod
-    def published(cls, name: str) -> "Tokenizer":
+    def published(cls, name: str, marks: tuple[str, str, str] = MARKS) -> "Tokenizer":
         """The tokeniser of a model by hub name or folder (not run here: it needs a network or a copy)."""
         from transformers import AutoTokenizer
 
-        return cls(AutoTokenizer.from_pretrained(name).backend_tokenizer.to_str())
+        return cls(AutoTokenizer.from_pretrained(name).backend_tokenizer.to_str(), marks)
 
 
 def train(captions: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -4,18 +4,19 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from siren.config import ConfigError, Network
+from siren.config import ConfigError, Network, parse
 from siren.networks import store
 from siren.networks.clap.architecture import Architecture, architecture, require_same
 from siren.networks.clap.hf import TransformersClap
 from siren.networks.clap.laion import LaionClap
+from siren.networks.clap.msclap import MsClap
 from siren.networks.clap.protocol import Clap
 from siren.networks.clap.published import load_published
 from siren.networks.text import Tokenizer, train
 
 KIND = "clap"
 LICENCE = "CC0-1.0 for LAION's checkpoint files, Apache-2.0 for its models on the hub; others: see their source"
-CLAPS: dict[str, type[Clap]] = {"transformers": TransformersClap, "laion": LaionClap}
+CLAPS: dict[str, type[Clap]] = {"transformers": TransformersClap, "laion": LaionClap, "msclap": MsClap}
 
 __all__ = ["CLAPS", "KIND", "Architecture", "Clap", "build", "extra", "load", "load_weights", "save"]
 
@@ -38,7 +39,7 @@ def save(folder: str | Path, clap: Clap, extra: dict[str, Any] | None = None) ->
         "sample_rate": clap.sample_rate,
         "architecture": dataclasses.asdict(clap.arch),
     }
-    if not isinstance(clap, TransformersClap):
+    if isinstance(clap, LaionClap):
         other = TransformersClap(clap.arch, clap.tokenizer, clap.sample_rate)
         other.load_canonical(clap.canonical_state())
         clap = other
@@ -52,8 +53,9 @@ def load(folder: str | Path, device: str = "cpu", backend: str | None = None) ->
     Raises ValueError for damaged or foreign weights.
     """
     config, state = store.load_state(folder, KIND)
-    arch = architecture(config["architecture"], f"{folder}: architecture")
-    clap = _backend(backend or config["backend"])(arch, Tokenizer.load(folder), config["sample_rate"])
+    made = _backend(backend or config["backend"])
+    arch = parse(made.sizes, config["architecture"], f"{folder}: architecture")
+    clap = made(arch, Tokenizer.load(folder, made.marks(arch)), config["sample_rate"])
     clap.load_canonical(state)
     return clap.requires_grad_(False).eval().to(device)
 

@@ -43,15 +43,15 @@ class LogMel(nn.Module):
         return 10.0 * torch.log10(mel.clamp_min(FLOOR))[:, None]
 
 
-def windows(wav: Float[torch.Tensor, "B S"], length: int) -> Float[torch.Tensor, "B W S"]:
-    """Clips brought to `length` samples: shorter ones repeated whole as often as they fit and then padded with
-    zeros, longer ones cut into the fewest evenly spread windows that cover them.
+def windows(wav: Float[torch.Tensor, "B S"], length: int, wrap: bool = False) -> Float[torch.Tensor, "B W S"]:
+    """Clips brought to `length` samples: shorter ones repeated whole as often as they fit and then padded with zeros
+    (`wrap`: repeated until it is full), longer ones cut into the fewest evenly spread windows that cover them.
     """
     samples = wav.shape[-1]
     if samples == 0:
         raise ValueError("a clip of 0 samples cannot be embedded; quarantine it earlier")
     if samples < length:
-        wav = wav.repeat(1, length // samples)
+        wav = wav.repeat(1, math.ceil(length / samples))[:, :length] if wrap else wav.repeat(1, length // samples)
         return nn.functional.pad(wav, (0, length - wav.shape[-1]))[:, None]
     count = math.ceil(samples / length)
     starts = [round(i * (samples - length) / max(1, count - 1)) for i in range(count)]

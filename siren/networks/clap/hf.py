@@ -67,7 +67,19 @@ def clap_model(arch: Architecture, tokenizer: Tokenizer) -> nn.Module:
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
     }
-    audio = {
+    return ClapModel(ClapConfig(text_config=text, audio_config=_audio_config(arch), projection_dim=arch.embed_dim))
+
+
+def htsat(arch: Architecture) -> nn.Module:
+    """The untrained audio tower alone."""
+    from transformers import ClapAudioConfig, ClapAudioModel
+
+    tower: nn.Module = ClapAudioModel(ClapAudioConfig(**_audio_config(arch)))
+    return tower
+
+
+def _audio_config(arch: Architecture) -> dict[str, Any]:
+    return {
         "spec_size": arch.spec_size,
         "num_mel_bins": arch.mel_bands,
         "patch_size": arch.patch,
@@ -80,4 +92,3 @@ def clap_model(arch: Architecture, tokenizer: Tokenizer) -> nn.Module:
         "hidden_dropout_prob": arch.dropout,
         "attention_probs_dropout_prob": 0.0,
     }
-    return ClapModel(ClapConfig(text_config=text, audio_config=audio, projection_dim=arch.embed_dim))

@@ -17,7 +17,7 @@ from siren.networks import store
 from siren.networks.clap.architecture import Architecture
 from siren.networks.clap.features import windows
 from siren.networks.resample import resample
-from siren.networks.text import Tokenizer
+from siren.networks.text import MARKS, Tokenizer
 from siren.shapes import Bool, Float, Int
 
 
@@ -25,6 +25,8 @@ class Clap(nn.Module, ABC):
     """`sample_rate` is that of the waveforms it is given, not the network's own: `embed_audio` resamples."""
 
     backend: str
+    sizes: type[Architecture] = Architecture  # what a saved network's architecture is read as
+    wrap = False  # whether a short clip is repeated until the window is full, or padded with zeros
 
     def __init__(self, arch: Architecture, tokenizer: Tokenizer, sample_rate: int) -> None:
         super().__init__()
@@ -34,6 +36,11 @@ class Clap(nn.Module, ABC):
             )
         self.arch, self.tokenizer = arch, tokenizer
         self.sample_rate, self.text_width, self.embed_dim = sample_rate, arch.text_width, arch.embed_dim
+
+    @classmethod
+    def marks(cls, arch: Architecture) -> tuple[str, str, str]:
+        """The tokeniser's beginning, padding and end."""
+        return MARKS
 
     def text_states(self, captions: list[str]) -> tuple[Float[torch.Tensor, "B L P"], Bool[torch.Tensor, "B L"]]:
         """Last hidden states of every token and which of them are tokens; the others are zero."""
@@ -50,7 +57,7 @@ class Clap(nn.Module, ABC):
         """Waveforms at `sample_rate`, full scale 1.0, on the unit sphere; the mean of the windows of a long clip."""
         if wav.ndim != 2:
             raise ValueError(f"waveforms must be [B, S], not of shape {list(wav.shape)}")
-        cut = windows(resample(wav, self.sample_rate, self.arch.sample_rate), self.arch.max_samples)
+        cut = windows(resample(wav, self.sample_rate, self.arch.sample_rate), self.arch.max_samples, self.wrap)
         batch, count, samples = cut.shape
         embedding = self._audio(cut.reshape(batch * count, samples))
         embedding = nn.functional.normalize(embedding, dim=-1).reshape(batch, count, -1).mean(dim=1)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from siren.config import ConfigError
+from siren.networks.clap import msclap
 from siren.networks.clap.architecture import PUBLISHED, Architecture
 from siren.networks.clap.names import to_transformers
 from siren.networks.clap.protocol import Clap
@@ -38,6 +40,11 @@ def load_published(name: str, backend: type[Clap], sample_rate: int) -> Clap:
     weights do not fit.
     """
     arch, tokenizer, state = _checkpoint(Path(name)) if name.endswith(SUFFIXES) else _hub(name)
+    if isinstance(arch, msclap.MsArchitecture) != issubclass(backend, msclap.MsClap):
+        raise ConfigError(
+            f"{name} holds {'an MS-CLAP' if isinstance(arch, msclap.MsArchitecture) else 'no MS-CLAP'}; "
+            f"networks.clap.backend is {backend.backend!r}, and msclap is for those alone"
+        )
     clap = backend(arch, tokenizer, sample_rate)
     clap.load_canonical(state)
     return clap.requires_grad_(False).eval()
@@ -93,11 +100,14 @@ def architecture_of(config: Any, extractor: Any) -> Architecture:
 
 
 def _checkpoint(path: Path) -> tuple[Architecture, Tokenizer, dict[str, torch.Tensor]]:
-    """A checkpoint of laion_clap's HTSAT, tiny (630k-audioset-best.pt) or base (..._esc_89.98.pt), told by its width.
+    """A checkpoint of laion_clap's HTSAT, tiny (630k-audioset-best.pt) or base (..._esc_89.98.pt), told by its width,
+    or of MS-CLAP, told by its names.
 
     RoBERTa's tokenizer.json lies beside it, or is asked for by name.
     """
     data = load_tensors(path)
+    if msclap.is_msclap(found := data.get("model", data)):
+        return msclap.checkpoint(path, found)
     state = to_transformers(data.get("state_dict", data))
     refuse_unknown(path, state)
     tokenizer = Tokenizer.load(path.parent) if (path.parent / FILE).is_file() else Tokenizer.published("roberta-base")

@@ -94,7 +94,11 @@ class Cnn14(nn.Module):
         return 10 * torch.log10(torch.clamp(self.mel @ power, min=1e-10)).transpose(1, 2)[:, None]
 
     def forward(self, wav: Tensor) -> Cnn14Output:
-        x = self.bn0(self.log_mel(wav).transpose(1, 3)).transpose(1, 3)  # bn0 normalises each mel band
+        return self.of_log_mel(self.log_mel(wav))
+
+    def of_log_mel(self, log_mel: Tensor) -> Cnn14Output:
+        """[B, 1, frames, 64], at whatever rate"""
+        x = self.bn0(log_mel.transpose(1, 3)).transpose(1, 3)  # bn0 normalises each mel band
         # A channel axis that lies last in memory: the same values, trained half as fast again by CPUs.
         x = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         for i in range(1, 7):
