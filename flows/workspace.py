@@ -1,4 +1,4 @@
-"""One flow at a time in a workspace."""
+"""One flow at a time in a workspace, and which one it was."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,3 +16,15 @@ def exclusive(root: Path, say: Callable[[str], None], poll_seconds: float = 2.0)
 
     with locks.hold(root / ".siren" / "workspace.lock", busy, poll_seconds):
         yield
+
+
+@contextmanager
+def signed(root: Path, run: str) -> Iterator[str | None]:
+    """Leave the id of a flow run in the workspace while it works; yields that of one which never took its own back."""
+    path = root / ".siren" / "flow-run"
+    before = path.read_text().strip() if path.is_file() else None
+    path.write_text(run)
+    try:
+        yield before
+    finally:
+        path.unlink(missing_ok=True)

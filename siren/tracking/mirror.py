@@ -97,7 +97,7 @@ class Mirror:
                 params=record["settings"],
             )
             where = {"store": record["store"], "experiment": record["experiment"]}
-            note = {**known, **where, "mlflow_run": opened, "status": RUNNING}
+            note = {**known, **where, "mlflow_run": opened, "experiment_id": self.experiment, "status": RUNNING}
             records.save_pipeline(self.root, note)
         return str(note["mlflow_run"])
 
@@ -224,8 +224,19 @@ class Mirror:
                 picture = records.picture(folder, file)
                 listen.draw(root / file, picture)
                 self.client.log_artifact(state["mlflow_run"], str(picture), place)
+                self._send_image(state["mlflow_run"], file, picture)
             state["files"].append(file)
             records.save_state(folder, state)
+
+    def _send_image(self, run: str, file: str, picture: Path) -> None:
+        """The spectrogram once more as an image of a step: MLflow puts those of several runs side by side."""
+        from PIL import Image
+
+        name, _, step = Path(file).with_suffix("").as_posix().removeprefix("audio/").rpartition("-")
+        stepped = len(step) == 6 and step.isdecimal()
+        key = name if stepped else f"{name}-{step}".lstrip("-")
+        with Image.open(picture) as image:
+            self.client.log_image(run, image, key=re.sub(r"[^\w\-. /]", "-", key), step=int(step) if stepped else 0)
 
     def _send_log(self, folder: Path, record: dict[str, Any], state: dict[str, Any]) -> None:
         """What the stage printed; that of a run which another one continued keeps its own name."""
