@@ -11,7 +11,7 @@ from pathlib import Path
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
-from flows import graph, workspace
+from flows import graph, reporting, workspace
 from flows.align import align
 from flows.collect import collect
 from flows.encode import encode
@@ -28,7 +28,13 @@ def _run_name() -> str:
     return f"{scale} {revision(Path.cwd())}"
 
 
-@flow(name="siren", flow_run_name=_run_name)
+@flow(
+    name="siren",
+    flow_run_name=_run_name,
+    on_failure=[reporting.failed],
+    on_crashed=[reporting.failed],
+    on_cancellation=[reporting.failed],
+)
 def siren(scale: str | None = None, phases: list[str] | None = None, stages: list[str] | None = None) -> None:
     """Bring the pipeline up to date. What is up to date already costs a second.
 
@@ -38,12 +44,17 @@ def siren(scale: str | None = None, phases: list[str] | None = None, stages: lis
     logger = get_run_logger()
     root = Path.cwd()
     found = graph.read_graph(root)
-    with workspace.exclusive(root, logger.info):
+    own = str(flow_run.id)
+    with workspace.exclusive(root, logger.info), workspace.signed(root, own) as before:
+        if before:
+            logger.warning("run %s ended without a word; it is marked as crashed", before)
+            reporting.bury(before)
         if scale is not None:
             compose(scale, root)
             found = graph.read_graph(root)  # the number of transformers is a setting
         for phase, names in graph.schedule(found, graph.select(found, phases, stages)):
             PHASES[phase](names)
+        reporting.publish(root, own)
 
 
 def compose(scale: str, root: Path) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.runtime import flow_run
 
 from flows import graph
@@ -25,6 +26,7 @@ from siren.tracking import lineage
 
 BUSY = ("is busy, it is being blocked by", "Unable to acquire lock")  # how DVC says that another DVC is at work
 BUSY_POLL_SECONDS = 5.0
+SERVER_PATIENCE_SECONDS = 1800.0
 GRACE_SECONDS = 10.0  # between asking a process group to end and ending it
 
 
@@ -66,11 +68,22 @@ def stage(name: str, timeout_hours: float = 24.0) -> None:
     while True:
         code, last = reproduce(name, Path.cwd(), logger.info, deadline)
         if code == 0:
+            if flow_run.id is not None:
+                wait_for_server(logger.warning)
             return
         if not any(words in line for line in last for words in BUSY):
             raise StageFailed(f"dvc repro {name} ended with code {code}:\n" + "\n".join(last))
         logger.warning("another dvc process holds what %s needs; trying again in %.0f s", name, BUSY_POLL_SECONDS)
         time.sleep(BUSY_POLL_SECONDS)
+
+
+def wait_for_server(say: Callable[..., None], patience: float = SERVER_PATIENCE_SECONDS) -> None:
+    """Return when Prefect's server answers: a state that cannot be reported would crash the run with its work done."""
+    deadline = time.monotonic() + patience
+    with get_client(sync_client=True) as client:
+        while (error := client.api_healthcheck()) is not None and time.monotonic() < deadline:
+            say("Prefect's server does not answer (%s); trying again", error)
+            time.sleep(BUSY_POLL_SECONDS)
 
 
 def reproduce(name: str, root: Path, say: Callable[[str], None], deadline: float) -> tuple[int, list[str]]:

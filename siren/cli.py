@@ -123,11 +123,14 @@ def _slug(text: str) -> str:
 def promote(
     model: Annotated[str, typer.Option(help="Name of the registered model.")] = "siren",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the comparison and change nothing.")] = False,
+    licence: Annotated[
+        list[str] | None, typer.Option(help="Allow only this one; may be given again. By default collect.licences.")
+    ] = None,
 ) -> None:
     """Make the challenger the champion, if it passes the gate."""
     from siren.tracking import promotion
 
-    verdict = promotion.judge(model)
+    verdict = promotion.judge(model, licences=licence)
     _print_verdict(verdict)
     if verdict.champion and verdict.champion.number == verdict.challenger.number:
         print(f"{verdict.challenger.uri} is the champion already")
@@ -136,6 +139,68 @@ def promote(
     else:
         promotion.promote(verdict)
         print(f"{verdict.challenger.uri} is the champion now")
+
+
+@app.command(rich_help_panel=PEOPLE)
+def rollback(
+    model: Annotated[str, typer.Option(help="Name of the registered model.")] = "siren",
+    to: Annotated[str | None, typer.Option(help="Version; by default the champion before this one.")] = None,
+    why: Annotated[str, typer.Option(help="Kept in the trace.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done.")] = False,
+) -> None:
+    """Make an earlier version the champion again, once its bytes are checked."""
+    from siren.tracking import promotion
+
+    version = promotion.rollback(model, to, why, dry_run)
+    print(f"{version.uri} {'would be' if dry_run else 'is'} the champion {'again' if dry_run else 'now'}")
+    moves = [
+        [move[key] or "" for key in ("at", "by", "what", "from", "to", "why")] for move in promotion.history(model)
+    ]
+    _print_table(["when", "by", "what", "from", "to", "why"], moves)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def lineage(
+    what: Annotated[
+        str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION, or an output such as data/tokens.")
+    ],
+    model: Annotated[str, typer.Option(help="Of a path: the registered model to look among.")] = "siren",
+    state: Annotated[
+        Path | None, typer.Option(help="Of a model: write its dvc.lock, dvc.yaml and params.yaml to this folder.")
+    ] = None,
+) -> None:
+    """Where a model comes from: commit, data, runs; or which models came from some data."""
+    from siren.tracking import origin
+
+    if not what.startswith("models:"):
+        found = origin.models_of(what, model)
+        print(f"{what} is {found.digest} here")
+        _print_table(["version", "aliases", "registered", f"its {what}", "the same"], found.rows)
+        return
+    told = origin.of_model(what, state)
+    for key, value in told.facts.items():
+        print(f"{key:10} {value}")
+    _print_table(["output", "DVC's hash", "made by the run", "run id"], told.data)
+    print("\n".join(told.restore))
+
+
+@app.command(rich_help_panel=PEOPLE)
+def gc(
+    days: Annotated[float, typer.Option(min=0, help="Keep what was touched since then.")] = 7.0,
+    delete: Annotated[
+        bool, typer.Option("--delete/--dry-run", help="By default sizes are shown, nothing is deleted.")
+    ] = False,
+) -> None:
+    """What can go: cached data of no model, branch or tag, and records and checkpoints that are no longer needed."""
+    from siren import housekeeping
+
+    found = housekeeping.collect(Path.cwd(), days)
+    rows = [[what, str(len(paths)), _megabytes(count)] for what, paths, count in housekeeping.totals(found)]
+    _print_table(["what", "files", "size"], rows)
+    if delete:
+        print(f"{_megabytes(housekeeping.remove(Path.cwd(), found))} freed")
+    else:
+        print("nothing was deleted; `siren gc --delete` does")
 
 
 def _print_verdict(verdict: "Verdict") -> None:
@@ -374,6 +439,10 @@ def show(
                 print(f"  {key}: {text(value)}")
 
 
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
+
+
 def _figure(value: Any) -> str:
     if value is None:
         return "0"
@@ -486,6 +555,16 @@ def flush(
     print(f"{export.flush(root, timeout)} runs are in MLflow")
 
 
+@track.command("log")
+def show_log(
+    name: Annotated[str, typer.Argument(help="A stage (its last run), or the id of a run.", metavar="RUN")],
+) -> None:
+    """What a run printed, and the traceback of what ended it."""
+    from siren.tracking import lineage, records
+
+    print(records.log(lineage.project_root(), name), end="")
+
+
 @track.command("import")
 def import_records(
     folder: Annotated[Path, typer.Argument(help="A project, its .siren/runs, or one of these.", metavar="DIR")],
@@ -506,7 +585,7 @@ def main() -> None:
         app.command(name, rich_help_panel=STAGES)(_verb(function))
     try:
         app()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         if os.environ.get("SIREN_DEBUG") == "1":
             raise
         print(f"siren: {error}", file=sys.stderr)

@@ -111,7 +111,7 @@ def codec(config: Config) -> None:
             assert network.training is not None  # config.Network holds one of the two
             made, extra = codecs.build(network, config.audio), {"recipe": to_dict(network.training), "seed": seed}
             made_with = [_hash(path) for path in sorted(SEGMENTS.glob("segments-*.parquet"))]
-            checkpoint = _checkpoint("codec", network=network, audio=config.audio, seed=seed, data=made_with)
+            checkpoint = _checkpoint("codec", run=run, network=network, audio=config.audio, seed=seed, data=made_with)
             train_codec(made, training, network.training, seed, run.log, device, checkpoint)
         report = quality(made, validation, device)
         untrained = quality(codecs.untrained(made, seed), validation, device)
@@ -160,7 +160,7 @@ def judge(config: Config) -> None:
                 assert network.training is not None  # config.Network holds one of the two
                 wavs, labels = _labelled("train", config, judges.SAMPLE_RATE)
                 made_with = [_hash(path) for path in sorted(SEGMENTS.glob("segments-*.parquet"))]
-                checkpoint = _checkpoint(f"judge-{name}", network=network, seed=seed, data=made_with)
+                checkpoint = _checkpoint(f"judge-{name}", run=run, network=network, seed=seed, data=made_with)
                 made = judges.build(network, sorted({label for clip in labels for label in clip}), seed)
                 log = _prefixed(run.log, name)
                 train_judge(made, wavs, labels, network.training, seed, log, device, checkpoint)
@@ -310,7 +310,7 @@ def _stage1(config: Config, k: int, ranks: Any, run: tracking.Run | None) -> Non
     transformer = ResidualTransformer(config.model, codec.tables(), tokens.text_width, k)
     made_with = _made_with("stage1", "val")
     identity: dict[str, Any] = {"model": config.model, "stage1": settings, "crop_frames": crop}
-    checkpoint = _checkpoint(f"stage1-{k}", settings.keep_checkpoints, **identity, seed=seed, data=made_with)
+    checkpoint = _checkpoint(f"stage1-{k}", settings.keep_checkpoints, run=run, **identity, seed=seed, data=made_with)
     curve = Curve(run.log, checkpoint.folder) if run else None
     log = curve or (lambda step, metrics: None)
     figures = train_stage1(transformer, tokens, validation, settings, crop, seed, log, checkpoint, _device(), ranks)
@@ -350,7 +350,7 @@ def _align(config: Config, ranks: Any, run: tracking.Run | None) -> None:
     model = load_model(folders, codec.fingerprint()).to(device)
     made_with, seed = _made_with("rl"), item_seed(config.seed, "align")
     parts: dict[str, Any] = {"stage1": _hashes(folders), "rewards": _hashes([MODELS / "imagebind", MODELS / "clap"])}
-    checkpoint = _checkpoint("align", align=settings, seed=config.seed, data=made_with, **parts)
+    checkpoint = _checkpoint("align", run=run, align=settings, seed=config.seed, data=made_with, **parts)
     curve = Curve(run.log, checkpoint.folder) if run else None
     frames = _frames(config.filter.score.crop_seconds, codec)
     moved = anticausal.align(
@@ -976,9 +976,22 @@ def _register(
         bundle.write_bundle(folder, *parts, sampling, config.audio.segment_seconds)
         networks = _networks(codec=parts[2], clap=parts[3])
         text = card.write(name, scale, json.loads(metrics.read_text()), licences, networks, run.record["tags"])
-        version = registry.register(run, name, folder, metrics, text, serving.signature())
+        facts = {"data": licences, "networks": networks, "policy": config.collect.licences}
+        measured_on = _reference() if metrics == REPORTS / "metrics.json" else {}
+        version = registry.register(run, name, folder, metrics, text, serving.signature(), facts, measured_on)
         run.tag({"model": f"models:/{name}/{version}"})
         return f"models:/{name}/{version}", bundle.file_hashes(folder)
+
+
+def _reference() -> dict[str, str]:
+    """A digest of the list of test prompts: by it the gate knows whether two models were measured on the same one."""
+    import hashlib
+
+    path = SAMPLES / "samples.json"  # no dependency of its own in dvc.yaml: the metrics follow from it
+    if not path.is_file():
+        return {}
+    prompts = json.dumps(json.loads(path.read_text())["prompts"], sort_keys=True)
+    return {"reference.prompts": hashlib.sha256(prompts.encode()).hexdigest()}
 
 
 def import_checkpoint(folder: Path, out: Path, codec: Path | None, clap: Path | None, name: str | None) -> list[str]:
@@ -1077,8 +1090,10 @@ def _made_with(*splits: str) -> dict[str, str]:
     }
 
 
-def _checkpoint(name: str, keep: int = 1, **identity: Any) -> Any:
+def _checkpoint(name: str, keep: int = 1, run: tracking.Run | None = None, **identity: Any) -> Any:
     """Where the training `name` keeps its progress; `identity` is all that its result depends on.
+
+    The run continues that of the process which left a checkpoint there.
 
     DVC runs a stage again because something that it depends on has changed, so there it starts afresh. A person who
     types the stage by hand is told that an unfinished training of other settings is in the way.
@@ -1086,7 +1101,10 @@ def _checkpoint(name: str, keep: int = 1, **identity: Any) -> Any:
     from siren.train.loop import Checkpoint
 
     plain = {key: to_dict(part) if is_dataclass(part) else part for key, part in identity.items()}
-    return Checkpoint(CHECKPOINTS / name, plain, keep, restart="DVC_STAGE" in os.environ)
+    checkpoint = Checkpoint(CHECKPOINTS / name, plain, keep, restart="DVC_STAGE" in os.environ)
+    if run:
+        run.follow(checkpoint.folder, resumes=checkpoint.latest() is not None)
+    return checkpoint
 
 
 def _hashes(folders: list[Path]) -> list[str]:
@@ -1218,7 +1236,7 @@ def _text_audio(name: str, config: Config, networks: Any, run: tracking.Run) -> 
         torch.manual_seed(seed)
         made = networks.build(network, [wording for clip in wordings for wording in clip], rate)
         made_with = [_hash(path) for path in [*sorted(SEGMENTS.glob("segments-*")), CAPTIONS / "captions.parquet"]]
-        checkpoint = _checkpoint(name, network=network, audio=config.audio, seed=seed, data=made_with)
+        checkpoint = _checkpoint(name, run=run, network=network, audio=config.audio, seed=seed, data=made_with)
         settings = network.training
         train_contrastive(made, wavs, wordings, labels, relations, settings, seed, run.log, device, checkpoint)
         extra = {"recipe": to_dict(settings), "seed": seed}

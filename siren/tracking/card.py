@@ -29,7 +29,7 @@ def write(
         "## Use",
         f'    siren generate "a dog barks while rain falls" --model models:/{name}@champion --out sounds --seed 0',
         "## Figures",
-        _figures(metrics),
+        figures(metrics),
         "## Data",
         _table(("source", "licence", "clips"), [(r["source"], r["licence"], r["clips"]) for r in data]),
         "## Parts",
@@ -43,7 +43,8 @@ def write(
     return "\n\n".join(parts) + "\n"
 
 
-def _figures(metrics: Mapping[str, Any]) -> str:
+def figures(metrics: Mapping[str, Any]) -> str:
+    """A table of `reports/metrics.json`: each metric in each arm, with its interval."""
     arms = {arm: metrics.get("arms", {}).get(arm, {}) for arm in ARMS}
     keys = dict.fromkeys(key for entries in arms.values() for key, e in entries.items() if isinstance(e, Mapping))
     if not keys:

@@ -7,18 +7,17 @@ when it leaves is sent by the next one, or by `siren track flush`. One process p
 stages, and no stage ever waits for a server.
 """
 
-import fcntl
 import importlib.util
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from siren.tracking import lineage, mirror, records
+from siren.tracking import lineage, locks, mirror, records
 from siren.tracking.run import RUNNING
 
 IDLE_SECONDS = 30.0  # without unfinished runs
@@ -154,18 +153,9 @@ class Exporter:
             print(f"{time.strftime('%F %T')} {self.trouble}; again in {wait:.0f} s", file=sys.stderr, flush=True)
 
 
-@contextmanager
-def exclusive(root: Path) -> Iterator[bool]:
+def exclusive(root: Path) -> AbstractContextManager[bool]:
     """Whether this process now is the project's only exporter; the lock goes with the block, or with the process."""
-    path = root / ".siren" / "exporter.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+    return locks.attempt(root / ".siren" / "exporter.lock")
 
 
 def main(root: Path) -> None:

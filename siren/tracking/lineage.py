@@ -91,6 +91,11 @@ def all_data(folder: Path) -> dict[str, str]:
     return {f"data.{out['path']}": _hash(out) for entry in entries for out in entry.get("outs", [])}
 
 
+def out_bytes(folder: Path, stage: str) -> int:
+    """Bytes of the outputs of `stage` when it was last run, as dvc.lock has them; 0 where it was not."""
+    return sum(int(out.get("size") or 0) for out in _locked(folder).get(stage, {}).get("outs", []))
+
+
 def taken_over(folder: Path, record: dict[str, Any]) -> bool:
     """Whether dvc.lock says by now what became of a run that has ended, as far as it ever will."""
     if record["status"] != "FINISHED" or not alive(record["dvc"]):
@@ -143,6 +148,21 @@ def ancestor(program: str) -> dict[str, Any] | None:
 def process(pid: int) -> dict[str, Any]:
     """A process as something that can be recognised later: pid and start time (pids are reused)."""
     return {"pid": pid, "started": round(psutil.Process(pid).create_time(), 2) if psutil else 0.0}
+
+
+def known() -> bool:
+    """Whether processes can be asked for on this machine."""
+    return psutil is not None
+
+
+def resident_bytes() -> int:
+    """Memory of this process; 0 where it cannot be asked for."""
+    return int(psutil.Process().memory_info().rss) if psutil else 0
+
+
+def running(pid: int) -> bool:
+    """Whether a process with this id exists."""
+    return bool(psutil and psutil.pid_exists(pid))
 
 
 def alive(known: dict[str, Any] | None) -> bool:

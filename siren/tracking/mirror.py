@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from siren.tracking import lineage, listen, records, store
-from siren.tracking.run import FAILED, FINISHED, RUNNING
+from siren.tracking.run import FAILED, FINISHED, LOG, RUNNING
 
 LIMITS = {"metrics": 500, "params": 100, "tags": 100}  # entries of one request
 PERMANENT = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")  # sending it again will not help
@@ -42,22 +42,32 @@ class Mirror:
             raise
 
     def _send(self, folder: Path, record: dict[str, Any], state: dict[str, Any]) -> None:
+        identity = record.get("continues") or record["id"]
+        if state["mlflow_run"] and state.get("identity", record["id"]) != identity:
+            self.client.delete_run(state["mlflow_run"])  # made before the stage found what it continues; empty so far
+            state.update(records.UNSENT, files=[])
         if not state["mlflow_run"]:
             parent = self.pipeline(record)
             state["mlflow_run"] = self._open(
                 source=f"siren {record['name'].replace('@', ' ')}",
-                identity=record["id"],
+                identity=identity,
                 name=record["name"],
                 started=record["started"],
                 tags={**record["tags"], "pipeline": record["pipeline"]["id"] or "", "mlflow.parentRunId": parent},
                 params=record["params"],
             )
+            state["identity"] = identity
+            if "continues" in record:
+                self._continue(state["mlflow_run"], record, parent)
+            self._send_inputs(state["mlflow_run"], record)
             records.save_state(folder, state)
         self._send_metrics(folder, record, state)
         self._send_files(folder, state)
         if record["status"] != state["status"]:
             self._send_page(folder, record, state)
-            self._close(state["mlflow_run"], record)
+            self._send_log(folder, record, state)
+            if not records.continued(self.root, record):  # its MLflow run is by now a later record's
+                self._close(state["mlflow_run"], record)
             state["status"] = record["status"]
             records.save_state(folder, state)
 
@@ -87,7 +97,7 @@ class Mirror:
                 params=record["settings"],
             )
             where = {"store": record["store"], "experiment": record["experiment"]}
-            note = {**known, **where, "mlflow_run": opened, "status": RUNNING}
+            note = {**known, **where, "mlflow_run": opened, "experiment_id": self.experiment, "status": RUNNING}
             records.save_pipeline(self.root, note)
         return str(note["mlflow_run"])
 
@@ -126,6 +136,31 @@ class Mirror:
             opened = made.info.run_id
         self._put(opened, "params", [Param(_key(k), str(v)[:5000]) for k, v in params.items()])
         return str(opened)
+
+    def _continue(self, run: str, record: dict[str, Any], parent: str) -> None:
+        """A run that was killed goes on, perhaps under another execution of the pipeline."""
+        found = self.client.get_run(run).data.tags
+        if "error" in found:
+            self.client.delete_tag(run, "error")
+        tags = {**record["tags"], "pipeline": record["pipeline"]["id"] or "", "mlflow.parentRunId": parent}
+        tags["resumed"] = " ".join(dict.fromkeys([*found.get("resumed", "").split(), record["id"]]))
+        self._tag(run, {key: value for key, value in tags.items() if value})
+        self.client.update_run(run, status=RUNNING)
+
+    def _send_inputs(self, run: str, record: dict[str, Any]) -> None:
+        """The data that a stage read, as MLflow's inputs: a name, DVC's hash, and the context it was read in."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        read = {k[len("data.in.") :]: v for k, v in record["tags"].items() if k.startswith("data.in.") and v}
+        inputs = [
+            DatasetInput(
+                Dataset(path, digest[:36], "dvc", json.dumps({"path": path, "hash": digest})),  # 36 is MLflow's limit
+                [InputTag("mlflow.data.context", record["name"])],
+            )
+            for path, digest in read.items()
+        ]
+        if inputs:
+            self.client.log_inputs(run, inputs)
 
     def _close(self, run: str, record: dict[str, Any]) -> None:
         if record["status"] == RUNNING:
@@ -189,8 +224,25 @@ class Mirror:
                 picture = records.picture(folder, file)
                 listen.draw(root / file, picture)
                 self.client.log_artifact(state["mlflow_run"], str(picture), place)
+                self._send_image(state["mlflow_run"], file, picture)
             state["files"].append(file)
             records.save_state(folder, state)
+
+    def _send_image(self, run: str, file: str, picture: Path) -> None:
+        """The spectrogram once more as an image of a step: MLflow puts those of several runs side by side."""
+        from PIL import Image
+
+        name, _, step = Path(file).with_suffix("").as_posix().removeprefix("audio/").rpartition("-")
+        stepped = len(step) == 6 and step.isdecimal()
+        key = name if stepped else f"{name}-{step}".lstrip("-")
+        with Image.open(picture) as image:
+            self.client.log_image(run, image, key=re.sub(r"[^\w\-. /]", "-", key), step=int(step) if stepped else 0)
+
+    def _send_log(self, folder: Path, record: dict[str, Any], state: dict[str, Any]) -> None:
+        """What the stage printed; that of a run which another one continued keeps its own name."""
+        if (folder / LOG).is_file() and (folder / LOG).stat().st_size:
+            name = LOG if "continues" not in record else f"{record['id']}.log"
+            self.client.log_text(state["mlflow_run"], (folder / LOG).read_text(errors="replace"), name)
 
     def _send_page(self, folder: Path, record: dict[str, Any], state: dict[str, Any]) -> None:
         """All sounds of a run that has ended on one page."""

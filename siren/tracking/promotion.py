@@ -1,23 +1,31 @@
 """The gate between challenger and champion.
 
-A challenger passes when its bytes are those that were registered, the required metrics are there, and, where there is
-a champion, it was measured on the same prompts by the same networks and is not worse than the champion by more than
-the champion's own interval. A first model passes the same gate without the comparison.
+A challenger passes when its bytes are those that were registered, the licences it stands on are allowed, the required
+metrics are there, and, where there is a champion, it was measured on the same prompts by the same networks and is not
+worse than the champion by more than the champion's own interval. A first model passes the same gate without the
+comparison. Every move of the alias is noted in a tag `champion.<time>` of the registered model, which is never
+overwritten; `rollback` reads there who was champion before.
 """
 
 import getpass
 import json
 import math
+import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from siren.collect.fetch import licences as names
 from siren.tracking import registry, store
-from siren.tracking.registry import CHALLENGER, CHAMPION, METRICS, Version
+from siren.tracking.registry import CHALLENGER, CHAMPION, LICENCES, METRICS, Version
 
 ARMS = ("aligned", "stage1")  # the first that was evaluated is the model that was registered
 GATE = {"event_accuracy": +1, "fad": -1}  # +1: more is better. No regression allowed beyond the interval
+SOFTWARE = re.compile(r"\b(apache|mit|bsd|isc)\b", re.IGNORECASE)  # of code and weights: as free as any policy asks
+REFERENCE = "reference.prompts"  # tag: a digest of the list of test prompts
+HISTORY = "champion."
 SHOWN = {**GATE, "fd": -1, "kl": -1, "is": +1, "clap": +1, "both_heard": +1, "order": +1}
 
 
@@ -43,18 +51,25 @@ class Verdict:
         return all(check.passed is not False for check in self.checks)
 
 
-def judge(name: str, uri: str | None = None) -> Verdict:
-    """Compare the challenger of `name` with its champion. Raises ValueError where there is no challenger."""
+def judge(name: str, uri: str | None = None, licences: Sequence[str] | None = None) -> Verdict:
+    """Compare the challenger of `name` with its champion. Raises ValueError where there is no challenger.
+
+    `licences`: those that data and networks may have; by default the ones that the corpus was collected under.
+    """
     uri = uri or store.find()
     challenger = registry.version(f"models:/{name}@{CHALLENGER}", uri)
     champion = _champion(name, uri)
     try:
-        ours = read_metrics(registry.fetch(challenger) / METRICS)
+        folder = registry.fetch(challenger)
     except ValueError as error:
         return Verdict(challenger, champion, [Check("sha256", "differs", "", False, str(error))])
     same = Check("sha256", challenger.tags["sha256"][:12], champion.tags["sha256"][:12] if champion else "-", True)
+    checks = [same, licence_check(folder / LICENCES, licences)]
+    if champion and REFERENCE in champion.tags:
+        checks.append(_reference_check(challenger.tags.get(REFERENCE), champion.tags[REFERENCE]))
+    ours = read_metrics(folder / METRICS)
     theirs = read_metrics(registry.fetch(champion) / METRICS) if champion else None
-    return Verdict(challenger, champion, [same, *compare(ours, theirs)])
+    return Verdict(challenger, champion, [*checks, *compare(ours, theirs)])
 
 
 def promote(verdict: Verdict) -> None:
@@ -72,10 +87,69 @@ def promote(verdict: Verdict) -> None:
     }
     for key, value in trace.items():
         new.client.set_model_version_tag(new.name, new.number, key, value)
-    new.client.set_registered_model_alias(new.name, CHAMPION, new.number)
+    _move(new, old.number if old else None, "promoted", "")
     if old:
         old.client.set_model_version_tag(old.name, old.number, "retired.at", now)
         old.client.set_model_version_tag(old.name, old.number, "retired.by", new.number)
+
+
+def history(name: str, uri: str | None = None) -> list[dict[str, Any]]:
+    """Every move of the alias champion, oldest first: when, by, what, from, to, why."""
+    client = store.connect(uri or store.find())
+    tags = client.get_registered_model(name).tags
+    return [json.loads(value) for key, value in sorted(tags.items()) if key.startswith(HISTORY)]
+
+
+def rollback(name: str, to: str | None = None, why: str = "", dry_run: bool = False, uri: str | None = None) -> Version:
+    """Make version `to` the champion again, by default the one before the present champion; its bytes are checked.
+
+    Returns it. Raises ValueError where there is no champion, none before it, or the bytes do not match.
+    """
+    uri = uri or store.find()
+    champion = registry.version(f"models:/{name}@{CHAMPION}", uri)
+    if to is None:
+        moves = [move for move in history(name, uri) if move["to"] == champion.number and move["what"] == "promoted"]
+        to = moves[-1]["from"] if moves else champion.tags.get("promoted.over")
+        if to in (None, "none"):
+            raise ValueError(f"{champion.uri} is the first champion of {name}; name another version with --to")
+    if to == champion.number:
+        raise ValueError(f"{champion.uri} is the champion already")
+    wanted = registry.version(f"models:/{name}/{to}", uri)
+    registry.fetch(wanted)
+    if not dry_run:
+        _move(wanted, champion.number, "rolled back", why)
+    return wanted
+
+
+def _move(new: Version, old: str | None, what: str, why: str) -> None:
+    """The trace first: an alias that moved without one could not be explained."""
+    now = time.time()
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1e6):06d}Z"
+    move = {"at": stamp, "by": getpass.getuser(), "what": what, "from": old, "to": new.number, "why": why}
+    new.client.set_registered_model_tag(new.name, HISTORY + stamp.replace(":", ""), json.dumps(move))
+    new.client.set_registered_model_alias(new.name, CHAMPION, new.number)
+
+
+def licence_check(path: Path, allowed: Sequence[str] | None) -> Check:
+    """Whether every licence that a version lists is one of those `allowed`, or else of its own policy; none: any is."""
+    if not path.is_file():
+        return Check("licences", "-", "", False, "not recorded with this version; register it anew")
+    listed = json.loads(path.read_text())
+    policy = allowed or listed.get("policy")
+    data = {str(row["licence"]) for row in listed.get("data", [])}
+    networks = {f"{name}: {licence}": licence for name, licence in listed.get("networks", {}).items()}
+    shown = ", ".join(sorted(data)) or "no data"
+    if not policy:
+        return Check("licences", shown, "", None, "no policy (collect.licences is null): all are allowed")
+    wrong = sorted(licence for licence in data if not names.allowed(licence, policy))
+    wrong += [n for n, licence in networks.items() if not (SOFTWARE.search(licence) or names.allowed(licence, policy))]
+    reason = f"not among {', '.join(policy)}: {'; '.join(wrong)}" if wrong else ""
+    return Check("licences", shown, "", not wrong, reason)
+
+
+def _reference_check(ours: str | None, theirs: str) -> Check:
+    reason = "" if ours == theirs else "evaluated on another list of prompts than the champion; use the same list"
+    return Check("reference", (ours or "-")[:12], theirs[:12], ours == theirs, reason)
 
 
 def read_metrics(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from siren.tracking import lineage, store
-from siren.tracking.run import FAILED, RUNNING, write_json
+from siren.tracking.run import FAILED, LOG, RUNNING, write_json
 
 UNSENT = {"mlflow_run": None, "offset": 0, "status": RUNNING, "done": False}
 BATCH = 500  # lines of metrics.jsonl sent at once
@@ -35,6 +35,22 @@ def read_record(folder: Path) -> dict[str, Any]:
             record.update(status=FAILED, ended=ended, error="the process ended without a word (killed?)")
             write_json(folder / "run.json", record)
     return record
+
+
+def continued(root: Path, record: dict[str, Any]) -> bool:
+    """Whether a later record continues this one, or the one that this one continues."""
+    identity = record.get("continues") or record["id"]
+    others = (json.loads((folder / "run.json").read_text()) for folder in folders(root))
+    return any(r.get("continues") == identity and r["started"] > record["started"] for r in others)
+
+
+def log(root: Path, name: str) -> str:
+    """What a run printed: the one with this id, or the last of the stage `name`. Raises ValueError for none."""
+    found = [f for f in folders(root) if name in (f.name, json.loads((f / "run.json").read_text())["name"])]
+    if not found:
+        raise ValueError(f"no run {name!r} in {root / '.siren' / 'runs'}")
+    path = found[-1] / LOG
+    return path.read_text(errors="replace") if path.is_file() else ""
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).resolve().parents[1]
 CHALLENGER, CHAMPION = "challenger", "champion"
 BUNDLE, METRICS, CARD = "model", "metrics.json", "README.md"  # the artifacts of a version, by name
+ENVIRONMENT, LICENCES = "environment.txt", "licences.json"  # further ones
+STATE = ("dvc.yaml", "dvc.lock", "params.yaml")  # likewise, those that the project has: all that restoring it needs
+LISTING = "sha256.json"  # artifact of the run that registered: the hash of every file of the version
 EXAMPLE = {"prompt": ["a dog barks while rain falls"]}
 NOT_OURS = ("registered_model_meta", "__pycache__")  # what fetching or running a model may add to it
 
@@ -40,41 +43,68 @@ class Version:
         return f"models:/{self.name}/{self.number}"
 
 
-def register(run: Run, name: str, bundle: Path, metrics: Path, card: str, signature: Any) -> str:
+def register(
+    run: Run,
+    name: str,
+    bundle: Path,
+    metrics: Path,
+    card: str,
+    signature: Any,
+    licences: dict[str, Any] | None = None,
+    tags: dict[str, str] | None = None,
+) -> str:
     """Make a bundle, its metrics and its card the next version of `name`, alias challenger; returns its number.
 
-    All runs are sent to MLflow first, so that the version belongs to a run that is there. Raises ValueError when the
-    store does not answer.
+    `licences`: of `data` (rows with licence) and `networks` (name → licence), and the `policy` of the corpus. All runs
+    are sent to MLflow first, so that the version belongs to a run that is there. Raises ValueError when the store does
+    not answer.
     """
     root = lineage.project_root()
     export.flush(root)
     uri = store.address(root)
-    number = _log_model(uri, records.read_state(run.folder)["mlflow_run"], name, bundle, metrics, card, signature)
+    opened = records.read_state(run.folder)["mlflow_run"]
+    with tempfile.TemporaryDirectory() as scratch:
+        parts = _parts(Path(scratch), root, bundle, metrics, card, licences or {})
+        number = _log_model(uri, opened, name, parts, signature)
     client = store.connect(uri)
+    listing = file_hashes(_download(f"models:/{name}/{number}", uri))
+    client.log_dict(opened, listing, LISTING)
     kept = {k: v for k, v in run.record["tags"].items() if k.startswith(("git.", "dvc.")) or k == "scale"}
-    tags = {**kept, **lineage.all_data(root), "sha256": digest(_download(f"models:/{name}/{number}", uri))}
-    for key, value in tags.items():
+    facts = {**kept, **lineage.all_data(root), **(tags or {}), "sha256": digest(listing)}
+    for key, value in facts.items():
         client.set_model_version_tag(name, number, key, value)
     client.update_model_version(name, number, description=card)
     client.set_registered_model_alias(name, CHALLENGER, number)
     return number
 
 
-def _log_model(uri: str, run: str, name: str, bundle: Path, metrics: Path, card: str, signature: Any) -> str:
+def _parts(
+    folder: Path, root: Path, bundle: Path, metrics: Path, card: str, licences: dict[str, Any]
+) -> dict[str, Path]:
+    """The artifacts of a version, each in `folder` under its name, which is what MLflow calls it by."""
+    shutil.copytree(bundle, folder / BUNDLE)
+    shutil.copyfile(metrics, folder / METRICS)
+    (folder / CARD).write_text(card)
+    (folder / ENVIRONMENT).write_text("\n".join(environment()) + "\n")
+    (folder / LICENCES).write_text(json.dumps(licences, indent=1) + "\n")
+    for name in STATE:
+        if (root / name).is_file():
+            shutil.copyfile(root / name, folder / name)
+    return {path.name: path for path in sorted(folder.iterdir())}
+
+
+def _log_model(uri: str, run: str, name: str, parts: dict[str, Path], signature: Any) -> str:
     import mlflow
 
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     with tempfile.TemporaryDirectory() as scratch, mlflow.start_run(run_id=run):
-        folder = Path(scratch)
-        shutil.copytree(bundle, folder / BUNDLE)  # MLflow calls an artifact by the name of its folder
-        shutil.copyfile(metrics, folder / METRICS)
-        (folder / CARD).write_text(card)
-        code = shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
+        ignored = shutil.ignore_patterns("__pycache__")
+        code = shutil.copytree(PACKAGE, Path(scratch) / PACKAGE.name, ignore=ignored)
         logged = mlflow.pyfunc.log_model(
             name=name,
             python_model=str(code / "serving.py"),
-            artifacts={part: str(folder / part) for part in (BUNDLE, METRICS, CARD)},
+            artifacts={part: str(path) for part, path in parts.items()},
             code_paths=[str(code)],
             pip_requirements=requirements(),
             signature=signature,
@@ -91,6 +121,13 @@ def requirements() -> list[str]:
 
     names = [name for name in requires("siren") or [] if "extra ==" not in name]
     return [f"{name}=={installed(name).split('+')[0]}" for name in (*names, "mlflow", "pandas")]
+
+
+def environment() -> list[str]:
+    """Every installed distribution with its exact version; no addresses."""
+    from importlib.metadata import distributions
+
+    return sorted({f"{d.metadata['Name'].lower()}=={d.version}" for d in distributions() if d.metadata["Name"]})
 
 
 def version(address: str, uri: str | None = None) -> Version:
@@ -118,9 +155,13 @@ def fetch(found: Version) -> Path:
     from siren.generate import bundle
 
     folder = _download(found.uri, found.client.tracking_uri)
-    if digest(folder) != found.tags.get("sha256"):
+    hashes = file_hashes(folder)
+    if digest(hashes) != found.tags.get("sha256"):
         bundle.verify(folder / "artifacts" / BUNDLE)  # names the file, where it is one of the bundle
-        raise ValueError(f"the files of {found.uri} in {folder} are not those that were registered; register it anew")
+        raise ValueError(
+            f"the files of {found.uri} in {folder} are not those that were registered{_changed(found, hashes)}; "
+            "register it anew"
+        )
     return folder / "artifacts"
 
 
@@ -136,14 +177,32 @@ def open_bundle(address: str) -> tuple[Path, str]:
     return (inside if inside.is_dir() else folder), str(folder)
 
 
-def digest(folder: Path) -> str:
-    """One sha256 over the names and bytes of all files of a folder."""
+def _changed(found: Version, hashes: dict[str, str]) -> str:
+    """Which files those are, where the run that registered them can still be asked; ' (a, b)' or ''."""
+    from mlflow.exceptions import MlflowException
+
+    run = found.client.get_model_version(found.name, found.number).run_id
+    try:
+        recorded = json.loads(Path(found.client.download_artifacts(run, LISTING)).read_text())
+    except (MlflowException, OSError):
+        return ""
+    names = sorted(k for k in hashes.keys() | recorded.keys() if hashes.get(k) != recorded.get(k))
+    return f" ({', '.join(names)})"
+
+
+def digest(listing: dict[str, str]) -> str:
+    """One sha256 over the names and hashes of files."""
+    return hashlib.sha256(json.dumps(listing, sort_keys=True).encode()).hexdigest()
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """The sha256 of every file of a folder, by name."""
     files = (p for p in folder.rglob("*") if p.is_file() and not set(p.parts) & set(NOT_OURS))
     listing = {}
     for path in files:
         with open(path, "rb") as file:
             listing[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.sha256(json.dumps(listing, sort_keys=True).encode()).hexdigest()
+    return listing
 
 
 def _download(address: str, uri: str) -> Path:

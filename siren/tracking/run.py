@@ -9,6 +9,8 @@ import json
 import os
 import shutil
 import socket
+import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -17,13 +19,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from siren.config import Config, flatten, to_dict
-from siren.tracking import lineage, store
+from siren.tracking import lineage, store, watch
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
 RUNNING, FINISHED, FAILED = "RUNNING", "FINISHED", "FAILED"
+LOG = "stage.log"  # in a run's folder: all that the stage printed
+# What a process may import only if it uses it; a run notes which of these it did.
+HEAVY = (
+    "dac",
+    "dvc",
+    "gradio",
+    "great_expectations",
+    "laion_clap",
+    "matplotlib",
+    "mlflow",
+    "pandas",
+    "prefect",
+    "pyarrow",
+    "ray",
+    "scipy",
+    "sklearn",
+    "soundfile",
+    "soxr",
+    "torch",
+    "torchaudio",
+    "torchvision",
+    "transformers",
+    "yt_dlp",
+)
 
 
 class Run:
@@ -33,6 +59,7 @@ class Run:
         self.folder = folder
         self.record = record
         self.id: str = record["id"]
+        self._lock = threading.Lock()  # the machine is watched from a thread
         (folder / "artifacts").mkdir(parents=True)
         self._metrics = open(folder / "metrics.jsonl", "a", buffering=1, encoding="utf-8")  # noqa: SIM115
         self._save()
@@ -81,15 +108,28 @@ class Run:
         self.record["tags"].update(tags)
         self._save()
 
+    def follow(self, checkpoints: Path, resumes: bool) -> None:
+        """Keep this run's id beside its checkpoints; where it `resumes` from some, continue the run that left them."""
+        note = checkpoints / "run"
+        if resumes and note.is_file():
+            self.record["continues"] = note.read_text().strip()
+            self._save()
+            return
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        note.write_text(self.record.get("continues", self.id))
+
     def close(self, status: str, error: str | None = None) -> None:
         """End the record. Called by `stage`."""
         self._metrics.close()
-        self.record.update(status=status, ended=_now(), error=error)
+        imported = [name for name in HEAVY if name in sys.modules]
+        self.record.update(status=status, ended=_now(), error=error, imported=imported)
         self._save()
 
     def _append(self, entry: dict[str, Any]) -> None:
         metrics = {name: float(value) for name, value in entry["metrics"].items()}
-        self._metrics.write(json.dumps({"time": _now(), **entry, "metrics": metrics}) + "\n")
+        line = json.dumps({"time": _now(), **entry, "metrics": metrics}) + "\n"
+        with self._lock:
+            self._metrics.write(line)
 
     @contextmanager
     def _new(self, name: str) -> Iterator[Path]:
@@ -115,9 +155,23 @@ def stage(name: str, config: Config, sections: Sequence[str] = ()) -> Iterator[R
     """Record the run of stage `name` (`stage1@0`) with the settings of `sections` (`("seed", "train.stage1")`).
 
     No sections means all settings. An exception marks the run FAILED and passes through; a process that dies without
-    one is found and marked by the exporter. `SIREN_EXPORT=0` keeps the record local.
+    one is found and marked by the exporter. `SIREN_EXPORT=0` keeps the record local. What the stage prints is kept in
+    the run's folder. A second process at the same stage waits for the first; raises OSError where the disk is too full.
     """
     root = lineage.project_root()
+    with watch.guard(name):
+        run = _begin(name, config, sections, root)
+        try:
+            with watch.logged(run.folder / LOG), watch.heartbeat(run.record["dvc"], run.log):
+                yield run
+        except BaseException as error:
+            run.close(FAILED, f"{type(error).__name__}: {error}")
+            raise
+        run.close(FINISHED)
+
+
+def _begin(name: str, config: Config, sections: Sequence[str], root: Path) -> Run:
+    """A new record, and an exporter that follows it."""
     settings = flatten(to_dict(config))
     chosen = {k: v for k, v in settings.items() if not sections or any(_inside(k, s) for s in sections)}
     tags = {"stage": name, "scale": config.scale, **lineage.git_tags(root), **lineage.lock_tags(root, name)}
@@ -143,12 +197,7 @@ def stage(name: str, config: Config, sections: Sequence[str] = ()) -> Iterator[R
     from siren.tracking import export
 
     export.start(root)
-    try:
-        yield run
-    except BaseException as error:
-        run.close(FAILED, f"{type(error).__name__}: {error}")
-        raise
-    run.close(FINISHED)
+    return run
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -104,3 +104,56 @@ def test_a_killed_stage_ends_in_the_weights_of_one_never_killed(clone: Path) -> 
     run(clone, "dvc", "repro")
     assert weights.read_bytes() == expected
     assert lock(clone) == before
+
+
+# What a stage may have imported by its end, beside what none of them may. pyarrow and soundfile are for any.
+NEVER = {"dvc", "prefect", "ray", "gradio", "pandas", "mlflow"}
+ONLY = {
+    "great_expectations": {"validate"},
+    "yt_dlp": {"fetch"},
+    "sklearn": {"validate", "analyze", "evaluate"},
+    "matplotlib": {"analyze", "evaluate", "validate"},
+    "torch": {"codec", "clap", "imagebind", "judge", "score", "tokenize", "stage1", "align", "sample", "analyze"}
+    | {"evaluate", "register"},
+    "transformers": {"clap", "imagebind", "score", "tokenize", "align", "sample", "evaluate", "register"},
+}
+
+
+def test_no_stage_imports_what_it_does_not_use(clone: Path) -> None:
+    folders = (clone / ".siren" / "runs").glob("*/run.json")
+    imported = {r["name"].split("@")[0]: set(r["imported"]) for r in map(json.loads, map(Path.read_text, folders))}
+    assert {"fetch", "validate", "tokenize", "stage1", "align", "evaluate", "register"} <= set(imported)
+    # Data Docs are pandas' by their nature, and registering is MLflow's.
+    excused = {"validate": {"pandas"}, "register": {"mlflow", "pandas"}}
+    extra = {
+        stage: sorted(
+            (names & NEVER) - excused.get(stage, set())
+            | {name for name in names if stage not in ONLY.get(name, {stage})} - excused.get(stage, set())
+        )
+        for stage, names in imported.items()
+    }
+    assert {stage: names for stage, names in extra.items() if names} == {}
+
+
+def test_the_state_of_an_older_model_is_restored_and_repeats_its_metrics(clone: Path) -> None:
+    """By what `siren lineage` prints: git checkout, the lock, dvc checkout; then the evaluation is run again."""
+    identity = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+    before = json.loads((clone / "reports" / "metrics.json").read_text())
+    run(clone, "git", "add", "-A")
+    run(clone, "git", *identity, "commit", "-q", "-m", "first")
+    commit = run(clone, "git", "rev-parse", "HEAD").strip()
+    assert "models:/siren/1" in run(clone, "siren", "lineage", "data/tokens")
+    settings = (clone / "params.yaml").read_text()
+    assert settings.count("      temperature: 0.9\n") == 1
+    (clone / "params.yaml").write_text(settings.replace("      temperature: 0.9\n", "      temperature: 3.0\n"))
+    run(clone, "dvc", "repro", "evaluate")
+    assert json.loads((clone / "reports" / "metrics.json").read_text()) != before
+    told = run(clone, "siren", "lineage", "models:/siren/1", "--state", "state")
+    assert "data/tokens" in told
+    run(clone, "git", "checkout", "-q", "--force", commit)
+    for name in ("dvc.yaml", "params.yaml"):
+        assert (clone / "state" / name).read_bytes() == (clone / name).read_bytes()
+    run(clone, "dvc", "checkout", "--force")
+    for stage in ("sample", "evaluate"):
+        run(clone, "dvc", "repro", "--force", "--single-item", stage)
+    assert json.loads((clone / "reports" / "metrics.json").read_text()) == before

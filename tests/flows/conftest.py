@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.flows.servers import environment, prefect, start  # noqa: F401
+
 PIPELINE = """\
 stages:
   fetch:

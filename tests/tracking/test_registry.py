@@ -16,7 +16,7 @@ import soundfile
 
 from siren import cli, stages
 from siren.generate.bundle import Bundle
-from siren.tracking import registry, store
+from siren.tracking import promotion, registry, store
 from tests.tracking import builders
 
 pytestmark = [
@@ -77,6 +77,8 @@ def test_a_version_says_what_it_is_and_where_it_comes_from(here: Path) -> None:
     assert re.search(r"^torch==[0-9.]+$", requirements, re.MULTILINE)
     assert "http" not in requirements
     assert "@" not in requirements
+    assert re.search(r"^numpy==[0-9.]+$", (folder / "environment.txt").read_text(), re.MULTILINE)
+    assert "@" not in (folder / "environment.txt").read_text()
     card = (folder / "README.md").read_text()
     assert "| scenes | CC0-1.0 | 2 |" in card
     assert "| event_accuracy |" in card
@@ -122,12 +124,12 @@ def test_a_fresh_clone_registers_its_model() -> None:
 @pytest.mark.slow
 def test_below_the_project_its_store_is_found_by_a_new_process(here: Path, siren: Siren) -> None:
     """In a process of its own, where no earlier call has told MLflow which store there is."""
-    register("sounding")
-    assert siren("promote", "--model", "sounding")[0] == 0
+    register("below")
+    assert siren("promote", "--model", "below")[0] == 0
     below = here / "below"
     below.mkdir()
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    command = [sys.executable, "-m", "siren.cli", "generate", "a dog", "--model", "models:/sounding@champion"]
+    command = [sys.executable, "-m", "siren.cli", "generate", "a dog", "--model", "models:/below@champion"]
     subprocess.run([*command, "--out", "three"], cwd=below, env=environment, check=True)
     assert [path.name for path in below.iterdir()] == ["three"]  # and no store was made here
 
@@ -176,6 +178,50 @@ def test_a_worse_challenger_is_refused_with_its_reason(here: Path, siren: Siren)
     assert registry.version("models:/contested@champion").number == "1"
 
 
+def test_a_rollback_brings_the_champion_before_back_and_every_move_leaves_a_trace(here: Path, siren: Siren) -> None:
+    for _ in range(2):
+        register("turned")
+        assert siren("promote", "--model", "turned")[0] == 0
+    assert "models:/turned/1 would be the champion" in siren("rollback", "--model", "turned", "--dry-run")[1]
+    assert registry.version("models:/turned@champion").number == "2"
+    code, out, _ = siren("rollback", "--model", "turned", "--why", "it hums")
+    assert (code, "models:/turned/1 is the champion now" in out) == (0, True)
+    assert registry.version("models:/turned@champion").number == "1"
+    moves = [(m["what"], m["from"], m["to"], m["why"]) for m in promotion.history("turned")]
+    assert moves == [("promoted", None, "1", ""), ("promoted", "1", "2", ""), ("rolled back", "2", "1", "it hums")]
+    assert "is the first champion" in siren("rollback", "--model", "turned")[2]
+    assert "is the champion already" in siren("rollback", "--model", "turned", "--to", "1")[2]
+
+
+def test_licences_that_are_not_allowed_and_other_prompts_are_refused(here: Path, siren: Siren) -> None:
+    listing = here / "outputs" / "samples" / "samples.json"
+    listing.parent.mkdir(parents=True)
+    listing.write_text(json.dumps({"prompts": [{"id": "a", "caption": "a dog barks"}]}))
+    register("strict")
+    assert "not among PD: CC0-1.0" in siren("promote", "--model", "strict", "--licence", "PD")[2]
+    assert siren("promote", "--model", "strict", "--licence", "CC0")[0] == 0
+    listing.write_text(json.dumps({"prompts": [{"id": "a", "caption": "a cat"}]}))
+    register("strict")
+    assert "another list of prompts" in siren("promote", "--model", "strict")[2]
+    shutil.rmtree(here / "outputs")
+    register("strict")
+    assert "another list of prompts" in siren("promote", "--model", "strict")[2]
+
+
+def test_lineage_leads_from_a_model_to_its_data_and_back(here: Path, tmp_path: Path, siren: Siren) -> None:
+    (here / "dvc.lock").write_text("stages:\n  tokenize:\n    outs: [{path: data/tokens, md5: 0123.dir}]\n")
+    number = register("traced").number
+    code, out, _ = siren("lineage", "models:/traced@challenger", "--state", str(tmp_path / "state"))
+    assert code == 0
+    assert re.search(r"data/tokens\W+0123\.dir", out)
+    assert re.search(r"run +register [0-9a-f]{32}", out)
+    assert (tmp_path / "state" / "dvc.lock").read_bytes() == (here / "dvc.lock").read_bytes()
+    out = siren("lineage", "data/tokens/", "--model", "traced")[1]
+    assert re.search(rf"models:/traced/{number}\W+\(challenger\).*0123\.dir\W+yes", out)
+    assert "'data/nothing' is no output in dvc.lock" in siren("lineage", "data/nothing")[2]
+    (here / "dvc.lock").unlink()
+
+
 def test_a_model_whose_bytes_changed_does_not_load_and_is_not_promoted(here: Path, siren: Siren) -> None:
     import mlflow
 
@@ -196,7 +242,7 @@ def test_a_model_whose_bytes_changed_does_not_load_and_is_not_promoted(here: Pat
     registry.fetch(version)
     with open(folder / "metrics.json", "a") as file:
         file.write(" ")
-    with pytest.raises(ValueError, match="are not those that were registered"):
+    with pytest.raises(ValueError, match=r"are not those that were registered \(artifacts/metrics\.json\)"):
         registry.fetch(version)
 
 

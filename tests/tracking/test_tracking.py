@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from siren import config, tracking
-from siren.tracking import export, lineage, records, store
+from siren.tracking import export, lineage, records, store, watch
 from siren.tracking.export import Exporter
 
 # MLflow's own use of SQLAlchemy.
@@ -139,7 +139,7 @@ def test_everything_arrives(root: Path) -> None:
     files = {
         f.path for d in ("", "audio/real", "figures", "tables") for f in client.list_artifacts(made.info.run_id, d)
     }
-    assert files - {"audio", "figures", "tables"} == {
+    assert files - {"audio", "figures", "images", "tables"} == {
         "listen.html",
         "audio/real/dog-000007.wav",
         "audio/real/dog-000007.png",
@@ -199,6 +199,88 @@ def test_a_stage_that_is_killed_is_marked_and_its_rerun_is_a_new_run(root: Path)
     failed = next(r for r in runs if r.info.status == "FAILED")
     assert "killed" in failed.data.tags["error"]
     assert failed.data.metrics == {"loss": 1.0}
+
+
+def test_a_training_that_resumes_continues_the_run_of_the_process_that_was_killed(root: Path) -> None:
+    """The record of the second process is sent before it knows what it continues, as it may happen."""
+    code = (
+        "import pathlib, time\n"
+        "with tracking.stage('codec', c) as run:\n"
+        "    run.follow(pathlib.Path('checkpoints'), resumes=False)\n"
+        "    for step in (1, 2):\n        run.log(step, {'loss': 1})\n"
+        "    time.sleep(60)\n"
+    )
+    process = python(code)
+    eventually(lambda: any((f / "metrics.jsonl").read_text().count("\n") == 2 for f in records.folders(root)))
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+    exporter = Exporter(root)
+    exporter.sweep()
+    (before,) = mlflow_runs(root).values()
+    assert (before.info.status, "error" in before.data.tags) == ("FAILED", True)
+    with tracking.stage("codec", CONFIG) as run:
+        exporter.sweep()
+        run.follow(root / "checkpoints", resumes=True)
+        run.log(3, {"loss": 1.0})
+        exporter.sweep()
+        (during,) = mlflow_runs(root).values()
+        assert (during.info.run_id, during.info.status) == (before.info.run_id, "RUNNING")
+    export.flush(root)
+    client = store.connect(store.address(root))
+    (after,) = client.search_runs([client.get_experiment_by_name("siren").experiment_id])
+    assert (after.info.run_id, after.info.status) == (before.info.run_id, "FINISHED")
+    assert (after.data.tags["resumed"], "error" in after.data.tags) == (run.id, False)
+    assert [step for step, _ in history(root, after, "loss")] == [1, 2, 3]
+
+
+def test_a_training_that_starts_afresh_is_a_run_of_its_own(root: Path) -> None:
+    for _ in range(2):
+        with tracking.stage("codec", CONFIG) as run:
+            run.follow(root / "checkpoints", resumes=False)
+    assert "continues" not in run.record
+    assert (root / "checkpoints" / "run").read_text() == run.id
+
+
+def test_data_that_a_stage_read_are_inputs_of_its_run(root: Path) -> None:
+    (root / "dvc.yaml").write_text("stages:\n  tokenize:\n    cmd: x\n    deps: [data/splits]\n")
+    digest = "0123456789abcdef0123456789abcdef.dir"
+    (root / "dvc.lock").write_text(f"stages:\n  select:\n    outs: [{{path: data/splits, md5: {digest}}}]\n")
+    with tracking.stage("tokenize", CONFIG):
+        pass
+    export.flush(root)
+    (given,) = mlflow_runs(root)["tokenize"].inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest, given.dataset.source_type) == ("data/splits", digest, "dvc")
+    assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "tokenize")]
+
+
+def test_the_machine_is_watched_and_what_is_printed_is_kept(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watch, "ALIVE_SECONDS", 0.02)
+    monkeypatch.setattr(watch, "SYSTEM_SECONDS", 0.05)
+
+    def work(run: tracking.Run) -> None:
+        print("10 %\r", end="")
+        print("100 %")
+        print("half a line", end="", file=sys.stderr)
+        eventually(lambda: "system/" in (run.folder / "metrics.jsonl").read_text())
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"), tracking.stage("codec", CONFIG) as run:
+        work(run)
+    assert "100 %\n" in capsys.readouterr().out  # and still where it was printed
+    kept = records.log(root, "codec")
+    assert "100 %" in kept.splitlines()
+    assert "10 %" not in kept.splitlines()
+    assert "RuntimeError: no more" in kept
+    assert kept.splitlines()[-1] == "half a line"
+    assert sys.stdout.__class__ is not watch.Tee
+    assert "torch" in json.loads((run.folder / "run.json").read_text())["imported"]  # by this test's process
+    export.flush(root)
+    made = mlflow_runs(root)["codec"]
+    assert {"system/cpu_percent", "system/memory_gigabytes", "system/disk_free_gigabytes"} <= set(made.data.metrics)
+    client = store.connect(store.address(root))
+    assert "stage.log" in {f.path for f in client.list_artifacts(made.info.run_id)}
 
 
 def test_a_store_that_was_replaced_gets_the_whole_record_again(root: Path, database: Path) -> None:

@@ -1,0 +1,118 @@
+"""`siren gc` deletes what nothing needs, and nothing that a model, a branch or the workspace does."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from siren import config, housekeeping, tracking
+from siren.tracking import export, locks, origin, store
+from tests.tracking import builders
+from tests.tracking.conftest import database, root  # noqa: F401
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*loader strategy is deprecated")  # MLflow's own use of SQLAlchemy
+STAGE = """\
+import pathlib
+value = pathlib.Path("given").read_text()
+for name in ("x", "y"):
+    folder = pathlib.Path("made")
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(name + value)
+"""
+
+
+def run(*command: str) -> None:
+    identity = {"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@example.org"}
+    identity |= {"GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@example.org"}
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, **identity})
+
+
+def repro(value: str) -> str:
+    """Run the pipeline on `value` → DVC's hash of what it made."""
+    Path("given").write_text(value)
+    run(sys.executable, "-m", "dvc", "repro", "-q")
+    return tracking.run.lineage.all_data(Path())["data.made"]
+
+
+def objects(folder: Path) -> int:
+    return sum(1 for _ in (folder / housekeeping.CACHE).glob("??/*"))
+
+
+@pytest.fixture
+def pipeline(root: Path) -> Path:  # noqa: F811
+    """A project with a stage that makes a folder of two files."""
+    (root / "stage.py").write_text(STAGE)
+    text = f"stages:\n  make:\n    cmd: {sys.executable} stage.py\n    deps: [given, stage.py]\n    outs: [made]\n"
+    (root / "dvc.yaml").write_text(text)
+    run("git", "init", "-q")
+    run(sys.executable, "-m", "dvc", "init", "-q")
+    return root
+
+
+@pytest.mark.slow
+def test_what_the_workspace_a_branch_or_a_model_needs_is_kept(pipeline: Path) -> None:
+    committed = repro("1")
+    run("git", "add", "dvc.lock", "dvc.yaml", "stage.py")
+    run("git", "commit", "-q", "-m", "first")
+    registered = repro("2")
+    client = store.connect(store.address(pipeline))
+    client.create_registered_model("siren")
+    version = client.create_model_version("siren", (pipeline / "nowhere").as_uri())
+    client.set_model_version_tag("siren", version.version, "data.made", registered)
+    forgotten, here = repro("3"), repro("4")
+    assert len({committed, registered, forgotten, here}) == 4
+    assert objects(pipeline) == 12  # a listing and two files each
+    assert housekeeping.collect(pipeline, days=1) == []  # touched today
+    found = housekeeping.collect(pipeline, days=0)
+    assert [(what, path.suffix) for what, path in found if path.suffix == ".dir"] == [("cached data", ".dir")]
+    assert forgotten == next(path.parent.name + path.name for _, path in found if path.suffix == ".dir")
+    assert len(found) == 3
+    assert objects(pipeline) == 12  # looking deletes nothing
+    total = housekeeping.totals(found)[-1][2]
+    assert housekeeping.remove(pipeline, found) == total > 0
+    assert objects(pipeline) == 9
+    run(sys.executable, "-m", "dvc", "status", "--quiet")  # exit code 0: nothing of the workspace is missing
+    rows = origin.models_of("made", "siren", pipeline).rows
+    assert [(row[0], row[4]) for row in rows] == [("models:/siren/1", "no")]
+
+
+def test_records_go_once_mlflow_has_them_and_checkpoints_once_they_are_old(root: Path) -> None:  # noqa: F811
+    settings = config.load(builders.ROOT / "params.yaml")
+    with tracking.stage("codec", settings) as run:
+        pass
+    old, used = (root / ".siren" / "checkpoints" / name / "abc" for name in ("stage1-0", "judge-panns"))
+    for folder in (old, used):
+        folder.mkdir(parents=True)
+        (folder / "step-00000001.json").write_text("{}")
+    with locks.hold(root / ".siren" / "locks" / "judge.lock", print):
+        assert [path for _, path in housekeeping.collect(root, 0)] == [old]
+    assert [path for _, path in housekeeping.collect(root, 0)] == [used, old]
+    export.flush(root)
+    assert [path for _, path in housekeeping.collect(root, 0)] == [used, old, run.folder]
+    assert housekeeping.collect(root, 1) == []
+    housekeeping.remove(root, housekeeping.collect(root, 0))
+    assert not any(path.exists() for path in (used, old, run.folder))
+
+
+def test_nothing_is_offered_while_dvc_is_at_work_and_nothing_deleted_during_a_flow(root: Path) -> None:  # noqa: F811
+    path = root / ".dvc" / "tmp" / "rwlock"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"read": {}, "write": {"a": {"pid": os.getpid(), "cmd": "dvc repro"}}}))
+    with pytest.raises(ValueError, match=rf"dvc is at work here \(pid {os.getpid()}: dvc repro\)"):
+        housekeeping.collect(root, 0)
+    path.unlink()
+    with (
+        locks.hold(root / ".siren" / "workspace.lock", print),
+        pytest.raises(ValueError, match="a flow is at work"),
+    ):
+        housekeeping.remove(root, [])
+
+
+def test_a_file_that_was_touched_inside_an_old_folder_keeps_it(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    os.utime(tmp_path, (0, 0))
+    assert housekeeping._touched(tmp_path) > time.time() - 60
