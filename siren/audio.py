@@ -168,8 +168,15 @@ def _forget_time(path: Path) -> None:
 
 
 def to_mono(wav: np.ndarray) -> np.ndarray:
-    """Mean of all channels (paper, appendix A). [C, S] → [S]"""
-    return wav if wav.ndim == 1 else wav.mean(axis=0, dtype=np.float32)
+    """Mean of all channels (paper, appendix A). [C, S] → [S], of one channel a view."""
+    if wav.ndim == 1 or len(wav) == 1:
+        return wav.reshape(-1)
+    return wav.mean(axis=0, dtype=np.float32)
+
+
+def peak(wav: np.ndarray) -> float:
+    """Largest absolute value."""
+    return max(float(wav.max()), -float(wav.min()))
 
 
 def resample(wav: np.ndarray, source: int, target: int) -> np.ndarray:
@@ -197,12 +204,11 @@ def snr_db(wav: np.ndarray, sample_rate: int) -> float:
     """
     frame = max(1, round(0.02 * sample_rate))
     hop = max(1, frame // 2)
-    wav = np.asarray(wav, np.float64)
-    if len(wav) < frame:
-        wav = np.pad(wav, (0, frame - len(wav)))
-    sums = np.concatenate([[0.0], np.cumsum(wav**2)])
-    starts = np.arange(0, len(wav) - frame + 1, hop)
-    power = np.maximum(sums[starts + frame] - sums[starts], 0) / frame
+    count = max(len(wav), frame)
+    sums = np.zeros(count + 1)
+    np.multiply(wav, wav, out=sums[1 : len(wav) + 1], dtype=np.float64)
+    np.cumsum(sums[1:], out=sums[1:])
+    power = np.maximum(sums[frame::hop] - sums[: count + 1 - frame : hop], 0) / frame
     floor = float(np.clip(np.percentile(power, 10), MIN_FLOOR, ASSUMED_FLOOR))
     active = power[power > 2 * floor]
     signal = float((active if len(active) else power).mean())

@@ -204,9 +204,11 @@ def read_quarantine(folder: str | Path) -> pa.Table:
 
 def float_to_pcm(wav: np.ndarray) -> bytes:
     """A waveform with full scale 1.0 as little-endian int16, clipped to the int16 range. Raises ValueError for NaN."""
-    if not np.isfinite(wav).all():
+    scaled = np.multiply(wav, FULL_SCALE, dtype=np.float64)
+    if not (np.isfinite(scaled.max(initial=0)) and np.isfinite(scaled.min(initial=0))):
         raise ValueError("a waveform with NaN or infinite values cannot be stored as int16")
-    return np.clip(np.round(wav * np.float64(FULL_SCALE)), -FULL_SCALE - 1, FULL_SCALE).astype("<i2").tobytes()
+    np.clip(np.rint(scaled, out=scaled), -FULL_SCALE - 1, FULL_SCALE, out=scaled)
+    return scaled.astype("<i2").tobytes()
 
 
 def pcm_to_float(pcm: Any) -> np.ndarray:

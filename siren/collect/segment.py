@@ -10,9 +10,9 @@ changed is counted under its name (`FIXES`). Clips are segmented in pieces that 
 order and bytes of the result do not depend on which.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -149,10 +149,19 @@ def outcomes(
     threads: int = 2,
     known: fingerprint.Index | None = None,
 ) -> Iterator[Outcome]:
-    """One `Outcome` for each clip, in the order of the table. Reading and resampling leave Python, so threads pay."""
+    """One `Outcome` for each clip, in the order of the table. Reading and resampling leave Python, so threads pay.
+
+    No more than a few clips are ahead of the one that is asked for: they may be long.
+    """
+    ahead: deque[Future[Outcome]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for batch in clips.to_batches(max_chunksize=256):
-            yield from pool.map(lambda clip: segment_clip(clip, folder, settings, format, known), batch.to_pylist())
+            for clip in batch.to_pylist():
+                ahead.append(pool.submit(segment_clip, clip, folder, settings, format, known))
+                if len(ahead) > 4 * threads:
+                    yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def segment_clip(
@@ -178,9 +187,9 @@ def segment_clip(
     for index in range(pieces):
         name = f"{clip['id']}-{index:03d}"
         piece = wav[index * length : (index + 1) * length]
-        snr = audio.snr_db(piece, rate)
-        if decibels(piece) < settings.silence_dbfs:
-            outcome.reject(name, "silent", f"its peak is {decibels(piece):.1f} dBFS, below {settings.silence_dbfs:g}")
+        snr, loudest = audio.snr_db(piece, rate), decibels(piece)
+        if loudest < settings.silence_dbfs:
+            outcome.reject(name, "silent", f"its peak is {loudest:.1f} dBFS, below {settings.silence_dbfs:g}")
         elif snr < settings.min_snr_db:
             outcome.reject(name, "low_snr", f"signal-to-noise {snr:.1f} dB is below {settings.min_snr_db:g} dB")
         elif twin := _twin(piece, clip["split"], settings, format, known):
@@ -190,7 +199,7 @@ def segment_clip(
             row = {key: clip[key] for key in CLIP_COLUMNS}
             row |= {"id": name, "clip_id": clip["id"], "start": (clip["start"] or 0.0) + index * length / rate}
             row |= {"num_samples": len(piece), "snr_db": snr}
-            row["pcm"] = shards.float_to_pcm(np.pad(piece, (0, length - len(piece))))
+            row["pcm"] = shards.float_to_pcm(piece).ljust(2 * length, b"\0")
             outcome.rows.append(row)
     return outcome
 
@@ -221,17 +230,17 @@ def load(
         raise audio.AudioError("too_short", detail)
     mono = audio.to_mono(wav)
     offset = mono.mean(dtype=np.float64).astype(np.float32)
-    mono = mono - offset
+    mono -= offset  # what was read is nobody else's
     if decibels(mono) < settings.silence_dbfs:
         detail = f"its peak is {decibels(mono):.1f} dBFS, below {settings.silence_dbfs:g}"
         raise audio.AudioError("silent", detail)
     mono = audio.resample(mono, source, rate)
-    peak = float(np.abs(mono).max())
+    full = audio.peak(mono)
     changed = (end is not None and end > seconds + SLACK_SECONDS, len(wav) > 1, abs(offset) > OFFSET, source != rate)
-    fixes = [name for name, done in zip(FIXES, (*changed, peak > 1.0), strict=False) if done]
-    return mono / max(1.0, peak), fixes
+    fixes = [name for name, done in zip(FIXES, (*changed, full > 1.0), strict=False) if done]
+    return mono / full if full > 1.0 else mono, fixes
 
 
 def decibels(wav: np.ndarray) -> float:
     """Peak in dB relative to full scale, at least -200."""
-    return float(20 * np.log10(max(float(np.abs(wav).max()), 1e-10)))
+    return float(20 * np.log10(max(audio.peak(wav), 1e-10)))
