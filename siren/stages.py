@@ -86,8 +86,11 @@ def caption(config: Config) -> None:
         shards.write_table(CAPTIONS / "captions.parquet", table)
         _made("caption")
         quarantine = [row for rows, _ in notes for row in rows]
-        counts = {"in": table.num_rows + len(quarantine), "out": table.num_rows, "quarantined": len(quarantine)}
-        counts |= Counter({f"rule/{name}": count for _, rules in notes for name, count in rules.items()})
+        counts = Counter(
+            {"in": table.num_rows + len(quarantine), "out": table.num_rows, "quarantined": len(quarantine)}
+        )
+        for _, rules in notes:
+            counts.update({f"rule/{name}": count for name, count in rules.items()})
         run.summary(_account("caption", CAPTIONS, counts, quarantine))
 
 

@@ -3,12 +3,14 @@
 The cluster is of several raylets on this machine. Slow, because Ray is: each of its processes takes seconds to start.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -32,7 +34,13 @@ pytestmark = [
 ROOT = Path(__file__).resolve().parents[1]
 
 
-SMALL = {"object_store_memory": 100 * 2**20}
+def node(cpus: int) -> dict[str, Any]:
+    """A small node. Its ports are given, because Ray waits 15 seconds to be told of others: too little if it is busy."""
+    names = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("", 0))) for _ in names]
+        ports = {name: found.getsockname()[1] for name, found in zip(names, sockets, strict=True)}
+    return {"num_cpus": cpus, "object_store_memory": 100 * 2**20, "include_log_monitor": False, **ports}
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +51,8 @@ def cluster() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PYTHONPATH", str(ROOT))  # workers import the tests' modules
         environment.setenv("OMP_NUM_THREADS", "1")  # as in this process: threads may change rounding
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **SMALL})
-        made.add_node(num_cpus=2, **SMALL)
+        made = Cluster(initialize_head=True, head_node_args={**node(1), "include_dashboard": False, "no_monitor": True})
+        made.add_node(**node(2))
         made.wait_for_nodes()
         ray.init(address=made.address, log_to_driver=False, logging_level="ERROR")
         yield made
@@ -168,7 +176,7 @@ def kill_node_of_training(cluster: Any, checkpoints: Path, seen: list[str]) -> N
     training = [actor for actor in list_actors() if "RayTrainWorker" in actor.class_name and actor.state == "ALIVE"]
     for node in list(cluster.worker_nodes):
         if training and node.node_id == training[0].node_id:
-            cluster.add_node(num_cpus=2, **SMALL)
+            cluster.add_node(**node(2))
             cluster.remove_node(node, allow_graceful=False)
             seen.append(node.node_id)
             return
