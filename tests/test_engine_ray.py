@@ -3,14 +3,12 @@
 The cluster is of several raylets on this machine. Slow, because Ray is: each of its processes takes seconds to start.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -35,12 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def node(cpus: int) -> dict[str, Any]:
-    """A small node. Its ports are given, because Ray waits 15 seconds to be told of others: too little if it is busy."""
-    names = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("", 0))) for _ in names]
-        ports = {name: found.getsockname()[1] for name, found in zip(names, sockets, strict=True)}
-    return {"num_cpus": cpus, "object_store_memory": 100 * 2**20, "include_log_monitor": False, **ports}
+    """A small node with few processes: Ray gives each of them 15 seconds to start."""
+    return {"num_cpus": cpus, "object_store_memory": 100 * 2**20, "include_log_monitor": False}
 
 
 @pytest.fixture(scope="module")
