@@ -8,7 +8,7 @@ import torch
 
 from siren.config import Sample
 from siren.encode.tokens import Tokens
-from siren.generate.sampler import sample
+from siren.generate.sampler import prepare, sample
 from siren.model.siren import Siren
 from siren.progress import track
 
@@ -19,13 +19,13 @@ def sample_tokens(
 ) -> np.ndarray:
     """A clip for each prompt, float32 [N, S]; the text states are those of the shards."""
     device = model[0].start.device
-    model.eval()
+    sampler = prepare(model.eval())
     starts = range(0, len(prompts), settings.batch_size)
     wavs = []
     for begin in track(starts, f"sample {label}".strip(), len(starts), unit="batch"):
         rows = np.arange(begin, min(begin + settings.batch_size, len(prompts)))
         states, mask = (torch.from_numpy(a).to(device) for a in prompts.text_batch(rows))
-        rollout = sample(model, states, mask, [seeds[row] for row in rows.tolist()], num_frames, settings.sampling)
+        rollout = sample(sampler, states, mask, [seeds[row] for row in rows.tolist()], num_frames, settings.sampling)
         wavs.append(codec.decode(rollout.codes).cpu().numpy())
     return np.concatenate(wavs)
 

@@ -64,7 +64,7 @@ class Stream:
 
 
 class Plain:
-    """The sampler of any model, as `siren.generate.sampler.Sampler` asks for it."""
+    """The sampler of any model."""
 
     def __init__(self, model: Siren):
         self.model = model
@@ -75,13 +75,17 @@ class Plain:
         mask: Bool[Tensor, "R L"],
         numbers: Float[Tensor, "B T K"],
         sampling: Sampling,
-        prefix: Int[Tensor, "B K P"] | None = None,
+        prefix: Int[Tensor, "B K t"] | None = None,
     ) -> Iterator[tuple[Int[Tensor, "B K"], Float[Tensor, "B K"]]]:
-        """Frames P to T - 1, each as soon as it is whole: its codes and their log-probabilities."""
+        """Codes of frames t … T - 1 and their log-probabilities, each as soon as it is whole; `prefix` comes before.
+
+        Code k of frame t is drawn at numbers[:, t, k]. R = B, or with guidance 2·B: the rows without text follow.
+        """
         num_frames, (batch, num_codebooks, given) = numbers.shape[1], _shape(numbers, prefix)
         delays = self.model[0].codebooks.delays
         steps = num_frames + max(delays)
-        streams = [Stream(t, t.read_text(states, mask), states.shape[0], steps) for t in self.model]
+        parts = [self.model[m] for m in range(len(self.model))]
+        streams = [Stream(t, t.read_text(states, mask), states.shape[0], steps) for t in parts]
         codes = torch.zeros(batch, num_codebooks, num_frames, dtype=torch.long, device=states.device)
         log_probs = torch.zeros(codes.shape, device=states.device)
         if prefix is not None:

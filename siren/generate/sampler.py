@@ -7,7 +7,6 @@ The distribution is the one that `ResidualTransformer.forward` gives under teach
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,23 +22,7 @@ from siren.shapes import Bool, Float, Int
 __all__ = ["Rollout", "Sampler", "frames", "guide", "prepare", "sample", "truncate"]
 
 
-class Sampler(Protocol):
-    """A model ready to sample. Weights that change afterwards are not seen: prepare it again."""
-
-    model: Siren
-
-    def frames(
-        self,
-        states: Float[Tensor, "R L P"],
-        mask: Bool[Tensor, "R L"],
-        numbers: Float[Tensor, "B T K"],
-        sampling: Sampling,
-        prefix: Int[Tensor, "B K P"] | None = None,
-    ) -> Iterator[tuple[Int[Tensor, "B K"], Float[Tensor, "B K"]]]:
-        """Codes of frames P … T - 1, and their log-probabilities, each as soon as it is whole; `prefix` comes before.
-
-        Code k of frame t is drawn at numbers[:, t, k]. R = B, or with guidance 2·B: the rows without text follow."""
-        ...
+Sampler = Plain | Stacked  # a model ready to sample; weights that change afterwards are not seen
 
 
 def prepare(model: Siren) -> Sampler:
@@ -76,7 +59,7 @@ def frames(
     seeds: Sequence[int],
     num_frames: int,
     sampling: Sampling,
-    prefix: Int[Tensor, "B K P"] | None = None,
+    prefix: Int[Tensor, "B K t"] | None = None,
     first: int = 0,
 ) -> Iterator[tuple[Int[Tensor, "B K"], Float[Tensor, "B K"]]]:
     """Frames after `prefix` one by one, `num_frames` with it. Raises ValueError as `sample` does, when called.
@@ -93,7 +76,17 @@ def frames(
     numbers = torch.cat([drawn.new_zeros(len(seeds), given, model.num_codebooks), drawn], dim=1).to(states.device)
     if guided(sampling):
         states, mask = _with_null(model, states, mask)
-    return torch.inference_mode()(sampler.frames)(states, mask, numbers, sampling, prefix)
+    return _inferred(sampler.frames(states, mask, numbers, sampling, prefix))
+
+
+def _inferred(run: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same in inference mode, in which the caller between two frames is not."""
+    while True:
+        with torch.inference_mode():
+            frame = next(run, None)
+        if frame is None:
+            return
+        yield frame
 
 
 def _with_null(model: Siren, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

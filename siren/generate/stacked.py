@@ -52,9 +52,7 @@ class Cross(Layers):
 
     def __init__(self, blocks: list[list], gain: float):
         super().__init__(blocks, gain)
-        self.query = [
-            _after(gain, [(b.cross_norm, b.cross_attention.query) for b in layer]) for layer in blocks
-        ]
+        self.query = [_after(gain, [(b.cross_norm, b.cross_attention.query) for b in layer]) for layer in blocks]
         self.query_bias = [_stack([b.cross_attention.query.bias for b in layer])[:, None] for layer in blocks]
         self.cross_output = [_matrix([b.cross_attention.output for b in layer]) for layer in blocks]
         self.cross_bias = [_stack([b.cross_attention.output.bias for b in layer])[:, None] for layer in blocks]
@@ -126,9 +124,9 @@ class Stacked:
         mask: Bool[Tensor, "R L"],
         numbers: Float[Tensor, "B T K"],
         sampling: Sampling,
-        prefix: Int[Tensor, "B K P"] | None = None,
+        prefix: Int[Tensor, "B K t"] | None = None,
     ) -> Iterator[tuple[Int[Tensor, "B K"], Float[Tensor, "B K"]]]:
-        """See `siren.generate.sampler.Sampler`. On a GPU what is yielded is overwritten by the next frame."""
+        """As `Plain.frames`. On a GPU what is yielded is overwritten by the next frame."""
         run = Run(self, states.shape[0], numbers.shape[1], states.shape[1], sampling, ragged=self.fused)
         run.read(states, mask)
         given = 0 if prefix is None else prefix.shape[-1]
@@ -195,12 +193,17 @@ class Run:
         self.below = empty(s.M, s.N, rows, s.D)  # start of the decoder and position of slot j + 1
         self.blank = empty(rows, s.M, s.D)
         self.next_input = empty(s.M, rows, 1, s.D)
-        self.length = 0
+        self.filled = [0] * rows  # frames of each row, as `lengths` has them on the device
         self.lengths = torch.zeros(rows, dtype=torch.long, device=s.tables.device)
         self.every_row = torch.arange(rows, device=s.tables.device)
         self.places_kept = torch.arange(num_frames, device=s.tables.device)
         self.graphs: dict[int, Callable[[], tuple[Tensor, Tensor]]] = {}
         self.numbers = torch.zeros(0, device=s.tables.device)
+
+    @property
+    def length(self) -> int:
+        """Frames of the row that has most."""
+        return max(self.filled)
 
     def read(self, states: Float[Tensor, "r L P"], mask: Bool[Tensor, "r L"], rows: slice = slice(None)) -> None:
         """Give these rows their texts (at most as long as was said) and begin them anew."""
@@ -220,9 +223,9 @@ class Run:
                     self.below[m, j, rows] = (text.start + s.places[j + 1]).to(s.dtype)
         self.next_input[:, rows] = s.start[:, None, None]
         self.lengths[rows] = 0
-        self.length = 0 if not self.ragged else self.length
+        self.filled[rows] = [0] * len(self.filled[rows])
 
-    def follow(self, codes: Int[Tensor, "R K P"]) -> None:
+    def follow(self, codes: Int[Tensor, "R K t"]) -> None:
         """Take these codes for the first frames of all rows, which are new: one pass over all of them."""
         s, (_, num_codebooks, given) = self.stacked, codes.shape
         total = sum(s.tables[k][codes[:, k]] for k in range(num_codebooks))  # [R, P, M·D]
@@ -230,18 +233,15 @@ class Run:
         after = total.unflatten(-1, (s.M, s.D)).permute(2, 0, 1, 3)
         self._temporal(torch.cat([self.next_input, after[:, :, :-1]], dim=2), 0, given)
         self.next_input.copy_(after[:, :, -1:])
-        self.length, self.lengths[:] = given, given
+        self.filled, self.lengths[:] = [given] * self.rows, given
 
     def frame(self, numbers: Float[Tensor, "B K"]) -> tuple[Int[Tensor, "B K"], Float[Tensor, "B K"]]:
         """The next frame of every row: codes and their log-probabilities, drawn at `numbers`."""
-        capacity = self.caches[0].shape[3] if self.caches else 0
+        capacity = self.caches[0].shape[3]
         assert self.length < capacity, "the caches are full: more frames than the run was made for"
         span = min(capacity, -(-(self.length + 1) // SPAN) * SPAN) if self.ragged else self.length + 1
-        if self.stacked.fused:
-            result = self._replayed(span, numbers)
-        else:
-            result = self._frame(numbers, span)
-        self.length += 1
+        result = self._replayed(span, numbers) if self.stacked.fused else self._frame(numbers, span)
+        self.filled = [count + 1 for count in self.filled]
         return result
 
     def _replayed(self, span: int, numbers: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from siren.generate.sampler import Stream
+from siren.generate.plain import Stream
 from siren.model import budget
 from siren.model.codebooks import CodecTables
 from siren.model.transformer import ResidualTransformer, cross_entropy

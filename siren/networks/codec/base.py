@@ -57,8 +57,15 @@ class Codec(nn.Module):
         """The latent of waveforms whose length is a multiple of the hop."""
 
     @abstractmethod
-    def synthesise(self, latent: Float[Tensor, "B latent T"]) -> Float[Tensor, "B S"]:
-        """The waveform of a latent; at most T · hop samples, any that are missing are at the end."""
+    def synthesise(self, latent: Float[Tensor, "B latent T"], first: int = 0) -> Float[Tensor, "B S"]:
+        """The waveform of a latent; at most T · hop samples, any that are missing are at the end.
+
+        `first` is the number of the first frame in its clip, for a decoder whose noise depends on it."""
+
+    @property
+    @abstractmethod
+    def context(self) -> int:
+        """Frames on either side that the sound of a frame depends on when it is decoded."""
 
     def synthesise_twins(
         self, latent: Float[Tensor, "B latent T"], generator: torch.Generator
@@ -95,12 +102,14 @@ class Codec(nn.Module):
         return self.quantizer(self.analyse(self.padded(wav)))[1]
 
     @torch.no_grad()
-    def decode(self, codes: Int[Tensor, "B K T"]) -> Float[Tensor, "B S"]:
-        """The waveform of codes, T · hop samples. The first n < K codebooks alone give a coarser sound."""
+    def decode(self, codes: Int[Tensor, "B K T"], first: int = 0) -> Float[Tensor, "B S"]:
+        """The waveform of codes, T · hop samples. The first n < K codebooks alone give a coarser sound.
+
+        For a part of a clip `first` is the number of its first frame; `context` frames at its ends sound otherwise."""
         if codes.ndim != 3 or not 0 < codes.shape[1] <= self.num_codebooks:
             raise ValueError(f"codes are [B, K, T] with K up to {self.num_codebooks}, not {tuple(codes.shape)}")
         latent = self.quantizer.from_codes(codes)[0]
-        return self.to_length(self.synthesise(latent), latent)
+        return self.to_length(self.synthesise(latent, first), latent)
 
     def padded(self, wav: Tensor) -> Tensor:
         """`wav` with zeros up to a whole number of frames."""

@@ -68,8 +68,19 @@ class DacCodec(Codec):
     def analyse(self, wav: Float[Tensor, "B S"]) -> Float[Tensor, "B latent T"]:
         return self.encoder(wav.unsqueeze(1))
 
-    def synthesise(self, latent: Float[Tensor, "B latent T"]) -> Float[Tensor, "B S"]:
+    def synthesise(self, latent: Float[Tensor, "B latent T"], first: int = 0) -> Float[Tensor, "B S"]:
         return self.decoder(latent).squeeze(1)
+
+    @property
+    def context(self) -> int:
+        """Three frames for the first convolution; at each rate one value for the transposed convolution and
+        3 · (1 + 3 + 9) for the residual units' dilations; three samples for the last convolution."""
+        reach, rate = 3.0, 1
+        for stride in reversed(self.architecture.rates):
+            reach += 1 / rate  # of the inputs of a transposed convolution, twice as wide as its stride
+            rate *= stride
+            reach += 3 * 13 / rate
+        return math.ceil(reach + 3 / rate)
 
     def settings(self) -> dict[str, Any]:
         architecture = asdict(self.architecture) | {"rates": list(self.architecture.rates)}

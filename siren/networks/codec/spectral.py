@@ -75,8 +75,14 @@ class SpectralCodec(Codec):
     def analyse(self, wav: Float[Tensor, "B S"]) -> Float[Tensor, "B latent T"]:
         return self.encoder(wav).transpose(1, 2)
 
-    def synthesise(self, latent: Float[Tensor, "B latent T"]) -> Float[Tensor, "B S"]:
-        return self.decoder(latent.transpose(1, 2))[0]
+    def synthesise(self, latent: Float[Tensor, "B latent T"], first: int = 0) -> Float[Tensor, "B S"]:
+        return self.decoder(latent.transpose(1, 2), first=first)[0]
+
+    @property
+    def context(self) -> int:
+        """Three spectra on either side for each block, and the spectra whose windows reach into a hop."""
+        a = self.architecture
+        return -(-(3 * a.decoder_blocks + a.window // a.hop - 1) // a.spectra_per_frame)
 
     def synthesise_twins(
         self, latent: Float[Tensor, "B latent T"], generator: torch.Generator
@@ -152,7 +158,9 @@ class SpectrumDecoder(nn.Module):
             fixed = torch.Generator().manual_seed(0)
             self.register_buffer("noise", complex_noise((NOISE_FRAMES, bins), fixed), persistent=False)
 
-    def forward(self, latent: Float[Tensor, "B T latent"], generator: torch.Generator | None = None) -> list[Tensor]:
+    def forward(
+        self, latent: Float[Tensor, "B T latent"], generator: torch.Generator | None = None, first: int = 0
+    ) -> list[Tensor]:
         x = self.trunk(self.embed(latent).unflatten(-1, (self.spectra, -1)).flatten(1, 2))
         log_magnitude, phase = self.head(x).chunk(2, dim=-1)
         magnitude = log_magnitude.clamp(max=MAX_LOG_MAGNITUDE).exp()
@@ -161,7 +169,8 @@ class SpectrumDecoder(nn.Module):
             return [inverse_stft(spectrum, self.window, self.hop)]
         gain = self.noise_gain(x).clamp(max=MAX_LOG_MAGNITUDE).exp() @ self.bands
         if generator is None:
-            noises = [self.noise[torch.arange(x.shape[1], device=x.device) % NOISE_FRAMES]]
+            numbers = first * self.spectra + torch.arange(x.shape[1], device=x.device)
+            noises = [self.noise[numbers % NOISE_FRAMES]]
         else:
             noises = [complex_noise(spectrum.shape, generator) for _ in range(2)]
         return [inverse_stft(spectrum + gain * noise, self.window, self.hop) for noise in noises]
