@@ -585,7 +585,7 @@ def main() -> None:
         app.command(name, rich_help_panel=STAGES)(_verb(function))
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("SIREN_DEBUG") == "1":
             raise
         print(f"siren: {error}", file=sys.stderr)

@@ -25,7 +25,7 @@ from siren.networks.codec import Codec, CodecOutput
 from siren.networks.codec.quantizer import fit_quantizer, revive
 from siren.progress import track
 from siren.shapes import Float
-from siren.train.loop import Checkpoint, Log, adamw, learning_rate, set_learning_rate
+from siren.train.loop import Checkpoint, Log, Watch, adamw, learning_rate, set_learning_rate
 
 SCALES = ((128, 16), (512, 48), (2048, 96))  # window in samples, mel bands; the hop is a quarter of the window
 FLOOR = 1e-4  # amplitude (-80 dBFS) added before the logarithm: what lies below is not worth a bit
@@ -70,7 +70,7 @@ def train_codec(
     """Train `codec` in place on int16 waveforms [N, S] at its sample rate (a memory map is fine).
 
     With a `checkpoint` it resumes where that one stands and saves every `checkpoint_every` steps. The codec is left on
-    `device`, in evaluation mode.
+    `device`, in evaluation mode. Raises FloatingPointError on a loss or gradient that is not finite.
     """
     recipe = recipe or Recipe()
     if wavs.dtype != np.int16 or wavs.ndim != 2 or len(wavs) == 0:
@@ -82,6 +82,7 @@ def train_codec(
     samples = round(recipe.crop_seconds * codec.sample_rate / codec.hop) * codec.hop
     free_steps = min(recipe.free_steps, settings.steps // 10)
     done = checkpoint.restore(state, optimiser, generator) if checkpoint else 0
+    watch = Watch("codec", device, checkpoint)
 
     for step in track(range(done, settings.steps), "codec", total=settings.steps, initial=done):
         set_learning_rate(optimiser, learning_rate(step, settings))
@@ -96,15 +97,18 @@ def train_codec(
         optimiser.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(codec.parameters(), settings.clip_norm)
+        logs = (step + 1) % settings.log_every == 0 or step + 1 == settings.steps
+        saves = checkpoint is not None and (step + 1) % settings.checkpoint_every == 0
+        watch(step, loss, norm, now=logs or saves)
         optimiser.step()
         if output.codes is not None:
             count_usage(state.usage, output.codes)
             if (step + 1) % recipe.revive_every == 0 and step < settings.steps * 0.8:
                 revive(codec.quantizer, output.projected, state.usage < 1, generator)
                 state.usage.zero_()
-        if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
+        if logs:
             log(step + 1, {"loss": loss.item(), "grad_norm": norm.item(), **{k: v.item() for k, v in losses.items()}})
-        if checkpoint and (step + 1) % settings.checkpoint_every == 0:
+        if checkpoint and saves:
             checkpoint.save(step + 1, state, optimiser, generator)
     codec.eval()
 

@@ -28,7 +28,7 @@ from siren.config import Training
 from siren.progress import track
 from siren.shapes import Float
 from siren.shards import FULL_SCALE
-from siren.train.loop import Checkpoint, Log, adamw, learning_rate, set_learning_rate
+from siren.train.loop import Checkpoint, Log, Watch, adamw, learning_rate, set_learning_rate
 
 Key = tuple[str | None, tuple[str, ...]]
 
@@ -58,6 +58,7 @@ def train_contrastive(
     """Train `model` (a CLAP or a reward) in place on int16 waveforms [N, S]; it ends in evaluation mode.
 
     `captions` has all wordings of each clip. With a `checkpoint`, a killed run goes on where it was.
+    Raises FloatingPointError on a loss or gradient that is not finite.
     """
     pool = Pool(captions, labels, relations)
     if len(wavs) != pool.size:
@@ -67,6 +68,7 @@ def train_contrastive(
     first = checkpoint.restore(model, optimiser, generator) if checkpoint else 0
     alone = TEXT_FIRST * settings.steps
     text_settings = dataclasses.replace(settings, steps=alone)
+    watch = Watch("contrastive", device, checkpoint)
     with torch.random.fork_rng(devices=[]):
         for step in track(range(first, alone + settings.steps), "contrastive", alone + settings.steps, first, "step"):
             random = np.random.default_rng([seed, step])
@@ -86,14 +88,17 @@ def train_contrastive(
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+            logs = step % settings.log_every == 0 or step == alone + settings.steps - 1
+            saves = checkpoint is not None and (step + 1) % settings.checkpoint_every == 0
+            watch(step, loss, norm, now=logs or saves)
             set_learning_rate(optimiser, rate)
             optimiser.step()
-            if step % settings.log_every == 0 or step == alone + settings.steps - 1:
+            if logs:
                 values = {"loss": loss, "accuracy": hit, "scale": scale, "gradient_norm": norm}
                 prefix = "text_" if step < alone else ""
                 figures = {prefix + name: float(value.detach()) for name, value in values.items()}
                 log(step, figures | {"learning_rate": rate})
-            if checkpoint and (step + 1) % settings.checkpoint_every == 0:
+            if checkpoint and saves:
                 checkpoint.save(step + 1, model, optimiser, generator)
     model.eval()
 

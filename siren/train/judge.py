@@ -17,7 +17,7 @@ from torch import Tensor
 from siren.config import Training
 from siren.networks.judge import Judge
 from siren.progress import track
-from siren.train.loop import Checkpoint, Log, adamw, learning_rate, set_learning_rate
+from siren.train.loop import Checkpoint, Log, Watch, adamw, learning_rate, set_learning_rate
 
 MIX_SHARE = 0.5  # of the pairs drawn in which both clips have one event
 MIX_DB, GAIN_DB, NOISE_DB, TILT = 6.0, (-12.0, 6.0), (15.0, 60.0), 0.5
@@ -36,7 +36,8 @@ def train_judge(
     """Fit `model.logits` to the labels of int16 clips [N, S] at 16 kHz, in place; it is left in evaluation mode.
 
     Clips without labels are not trained on. With a `checkpoint` it resumes where that one stands and saves every
-    `checkpoint_every` steps. Raises ValueError where no clip has a label.
+    `checkpoint_every` steps. Raises ValueError where no clip has a label, and FloatingPointError on a loss or gradient
+    that is not finite.
     """
     targets = multi_hot(labels, model.labels)
     known = torch.from_numpy(np.flatnonzero(targets.sum(1)))
@@ -47,7 +48,7 @@ def train_judge(
     model.to(device).train()
     optimiser = adamw(model, settings)
     done = checkpoint.restore(model, optimiser, generator) if checkpoint else 0
-    steps = range(done, settings.steps)
+    steps, watch = range(done, settings.steps), Watch(f"training {model.name}", device, checkpoint)
     for step in track(steps, f"training {model.name}", total=settings.steps, initial=done, unit="step"):
         rows = known[torch.randint(len(known), (2, settings.batch_size), generator=generator)]
         wav = torch.from_numpy(wavs[rows.numpy()]).to(device).float() / 32767  # [2, B, S]
@@ -59,10 +60,13 @@ def train_judge(
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
+        logs = (step + 1) % settings.log_every == 0 or step + 1 == settings.steps
+        saves = checkpoint is not None and (step + 1) % settings.checkpoint_every == 0
+        watch(step, loss, norm, now=logs or saves)
         optimiser.step()
-        if (step + 1) % settings.log_every == 0 or step + 1 == settings.steps:
+        if logs:
             log(step + 1, {"loss": loss.item(), "grad_norm": norm.item(), "lr": learning_rate(step, settings)})
-        if checkpoint and (step + 1) % settings.checkpoint_every == 0:
+        if checkpoint and saves:
             checkpoint.save(step + 1, model, optimiser, generator)
     model.eval()
 

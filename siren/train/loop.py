@@ -175,21 +175,34 @@ def _restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tens
     optimiser.load_state_dict(state)
 
 
-def check_finite(label: str, reports: list[tuple[int, Tensor, Tensor]], checkpoint: Checkpoint | None) -> None:
-    """Raise FloatingPointError at the first (step, loss, gradient norm) that is not finite; forget the others.
+class Watch:
+    """Stops a training at the first loss or gradient norm that is not finite. Called in every step, before the weights
+    move: so every checkpoint is good.
 
-    On an accelerator reading a number waits for the device, so steps are checked together: at least before each
-    checkpoint, which is therefore good.
+    On an accelerator reading a number waits for the device, so there steps are checked together, where `now` says.
     """
-    for step, loss, norm in reports:
-        if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
-            last = checkpoint.latest() if checkpoint else None
-            good = f"the last good checkpoint is {last.with_suffix('.safetensors')}" if last else "no checkpoint yet"
-            raise FloatingPointError(
-                f"{label}: the loss is {loss.item():.4g} at step {step}, the gradient norm {norm.item():.4g}; {good}; "
-                "lower the learning rate, or look at the data of that step"
-            )
-    reports.clear()
+
+    def __init__(self, label: str, device: str | torch.device, checkpoint: Checkpoint | None):
+        self.label, self.checkpoint = label, checkpoint
+        self.at_once = torch.device(device).type == "cpu"
+        self.seen: list[tuple[int, Tensor, Tensor]] = []
+
+    def __call__(self, step: int, loss: Tensor, norm: Tensor, now: bool) -> None:
+        """`now`: whether this step is logged or saved, or the last. Raises FloatingPointError."""
+        self.seen.append((step, loss.detach(), norm.detach()))
+        if not (now or self.at_once):
+            return
+        for number, loss, norm in self.seen:
+            if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+                last = self.checkpoint.latest() if self.checkpoint else None
+                good = (
+                    f"the last good checkpoint is {last.with_suffix('.safetensors')}" if last else "no checkpoint yet"
+                )
+                raise FloatingPointError(
+                    f"{self.label}: the loss is {loss.item():.4g} at step {number}, the gradient norm "
+                    f"{norm.item():.4g}; {good}; lower the learning rate, or look at the data of that step"
+                )
+        self.seen.clear()
 
 
 def _atomic(path: Path, write: Callable[[Path], Any]) -> None:

@@ -30,7 +30,7 @@ from siren.model.transformer import ResidualTransformer, cross_entropy
 from siren.progress import track
 from siren.randomness import item_seed
 from siren.train.distributed import ALONE, Ranks
-from siren.train.loop import Checkpoint, Log, adamw, check_finite, learning_rate, set_learning_rate
+from siren.train.loop import Checkpoint, Log, Watch, adamw, learning_rate, set_learning_rate
 from siren.train.similarity import pool, similarity_loss
 
 
@@ -168,7 +168,7 @@ def train_stage1(
         objective.compile()
     gradients = Step(ranks.wrap(objective), transformer, batches, settings, seed, device, ranks)
     figures: dict[str, float] = {}
-    unchecked: list[tuple[int, Tensor, Tensor]] = []
+    watch = Watch(label, device, checkpoint)
     for step in track(range(first_step, training.steps), label, training.steps, first_step, "step"):
         optimiser.zero_grad(set_to_none=True)
         losses, similarity = gradients(step)
@@ -176,9 +176,7 @@ def train_stage1(
         last = step + 1 == training.steps
         logs = step % training.log_every == 0 or last or bool(similarity)
         saves = checkpoint is not None and not last and (step + 1) % training.checkpoint_every == 0
-        unchecked.append((step, losses.mean(), norm))
-        if device == "cpu" or logs or saves or last:
-            check_finite(label, unchecked, checkpoint)
+        watch(step, losses.mean(), norm, now=logs or saves or last)
         set_learning_rate(optimiser, learning_rate(step, training))
         optimiser.step()
         if average:

@@ -9,11 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from siren import audio, shards, stages
 from siren import config as settings
-from siren import shards, stages
 from siren.encode.tokens import read_tokens
+from siren.evaluate import analyze
+from siren.evaluate.prompts import counts, index
 from siren.networks import clap as claps
 from siren.networks import codec as codecs
+from siren.train.contrastive import Pool
 from tests.encode.test_tokenize import Blocks, Words
 
 pytestmark = [
@@ -97,3 +100,53 @@ def test_a_source_without_one_good_row_is_an_error_that_names_a_line(config: set
     with pytest.raises(ValueError, match=r"no clip is left, .* manifest.csv line 2: file '../secret.wav' lies outside"):
         stages.fetch(config)
     assert shards.read_quarantine("data/clips")["reason"].to_pylist() == ["path_escapes"]
+
+
+def test_clips_without_labels_mean_what_their_captions_say(config: settings.Config) -> None:
+    """From the source to what is trained and judged, each place that reads labels."""
+    splits = ["train"] * 6 + ["val"] * 2 + ["test"] * 2
+    captions = ["a low hum", "a high beep", "a low hum", "rain", "wind", "a bell", "a hum", "a beep", "a hum", "a beep"]
+    random = np.random.default_rng(0)
+    for clip in range(len(splits)):
+        burst = random.normal(0, 0.2, 25600) * (np.arange(25600) % 12800 < 6400)
+        audio.write(Path(f"sounds/{clip}.wav"), burst.astype(np.float32), 16000)
+    rows = [f"{i}.wav,{caption},{split}" for i, (caption, split) in enumerate(zip(captions, splits, strict=True))]
+    Path("sounds/manifest.csv").write_text("\n".join(["file,caption,split", *rows]) + "\n")
+    fetch = dataclasses.replace(config.collect.fetch, sources=(settings.Source("folder", {"path": "sounds"}),))
+    selection = dataclasses.replace(config.filter.select, rl_prompts=2, val_pairs=2, test_pairs=2)
+    config = dataclasses.replace(
+        config,
+        collect=dataclasses.replace(config.collect, fetch=fetch),
+        filter=dataclasses.replace(config.filter, select=selection),
+    )
+    for stage in (stages.fetch, stages.segment, stages.caption, stages.score, stages.select, stages.tokenize):
+        stage(config)
+
+    tokens = {split: read_tokens("data/tokens", split, "blocks") for split in ("stage1", "rl", "test")}
+    assert [len(found) for found in tokens.values()] == [6, 2, 2]
+    for found in tokens.values():
+        assert [*found.labels] == [[]] * len(found)
+        assert set(found.relations) == {None}
+
+    _, found, wordings, labels, relations = stages._captioned("train")
+    assert sorted(found) == sorted(captions[:6])
+    assert (labels, set(relations)) == ([[caption] for caption in found], {"caption"})
+    pool = Pool(wordings, labels, relations)
+    assert len(pool.clips) == 5  # "a low hum" is said of two clips, which therefore mean the same
+    assert all(not others for others in pool.contrasts.values())  # no events that could be in another order
+
+    assert analyze.Clips.of(tokens["stage1"]).labels == [None] * 6  # nothing to probe for
+    prompts = [
+        dict(zip(("id", "caption", "labels", "relation"), row, strict=True))
+        for row in zip(
+            *(getattr(tokens["test"], name) for name in ("ids", "captions", "labels", "relations")), strict=True
+        )
+    ]
+    assert counts(index(prompts, ["dog", "rain"])) == {
+        "all": 2,
+        "one_event": 0,
+        "two_events": 0,
+        "then": 0,
+        "not_judged": 2,
+    }
+    assert stages._labelled("train", config, 16000)[1] == [[]] * 6  # no judge is trained on them

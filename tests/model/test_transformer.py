@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from siren.model import blocks
 from siren.model.codebooks import Codebooks
 from siren.model.siren import Siren
 from siren.model.transformer import ResidualTransformer, cross_entropy
@@ -98,3 +99,24 @@ def test_input_that_the_model_has_no_table_for_is_named(change, message):
     mask = torch.ones(given["states"].shape[:2], dtype=torch.bool)
     with pytest.raises(ValueError, match=message):
         builders.model(3)[1](given["codes"], given["states"], mask)
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_kv_heads": 4}, {"residual_start": "learned"}])
+def test_the_ways_of_a_compiled_model_are_those_of_an_eager_one(monkeypatch, changes):
+    """Logits and gradients, with both other ways taken: few heads, so that folding the text costs less."""
+    codes, states, mask = builders.batch(frames=20)
+    taken = []
+    for name in ("_attend_to_few", "_folded"):
+        owner = blocks if name == "_attend_to_few" else blocks.CrossAttention
+        way = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, way=way, name=name: taken.append(name) or way(*a))
+    found = []
+    for compiling in (False, True):
+        transformer = builders.model(2, dim=32, **changes)[1]
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
+        logits = transformer(codes, states, mask)
+        cross_entropy(logits, transformer.targets(codes)).mean().backward()
+        found.append([logits, *(p.grad for p in transformer.parameters())])
+        assert set(taken) == ({"_attend_to_few", "_folded"} if compiling else set())
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from siren import cli, config, stages
+from siren import cli, config, stages, tracking
 from siren.tracking import export, records, store
 from tests.test_config import ROOT, compose
 
@@ -103,6 +103,39 @@ with tracking.stage("stage1@0", config.load({str(ROOT / "params.yaml")!r}), ("se
     assert (run.info.run_name, run.info.status) == ("stage1@0", "FINISHED")
     assert run.data.metrics == {"loss": 2.5, "val_loss": 2.25}
     assert run.data.tags["host"] == json.loads((folder / "run.json").read_text())["host"]
+
+
+def test_the_command_imports_each_run_once_and_names_what_is_wrong(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def siren(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["siren", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out, said.err
+
+    there = tmp_path / "box"
+    there.mkdir()
+    settings = config.load(ROOT / "params.yaml")
+    with monkeypatch.context() as box:
+        box.chdir(there)
+        with tracking.stage("codec", settings, ("seed",)) as run:
+            run.log(1, {"loss": 1.5})
+        with pytest.raises(FloatingPointError), tracking.stage("stage1@0", settings, ("seed",)):
+            raise FloatingPointError("stage1 0: the loss is nan at step 7")
+    for _ in range(2):  # the second time there is nothing new
+        assert siren("track", "import", str(there)) == (0, f"2 runs of {there} are in MLflow\n", "")
+        client = store.connect(store.address(root))
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        runs = {run.info.run_name: run for run in client.search_runs(experiments)}
+        assert {name: run.info.status for name, run in runs.items()} == {"codec": "FINISHED", "stage1@0": "FAILED"}
+        assert len(client.search_runs(experiments)) == 2
+    assert client.get_metric_history(runs["codec"].info.run_id, "loss")[0].value == 1.5
+    code, _, error = siren("track", "import", str(tmp_path / "nowhere"))
+    assert (code, "no record of a run in" in error) == (1, True)
+    code, _, error = siren("track", "import", ".")
+    assert (code, "is a record of this project; `siren track flush` sends it" in error) == (1, True)
 
 
 CLAP = ("max_seconds=1.6", "spec_size=128", "patch=4", "width=16", "heads=[1, 2, 4]", "text_width=64", "text_ffn=64")

@@ -258,3 +258,18 @@ def test_the_stage_trains_a_codec_and_reports_it_and_loads_it_as_weights(project
     assert json.loads((tmp_path / "reports/networks/codec.json").read_text()) == report
     sidecar = json.loads((tmp_path / "models/codec/config.json").read_text())
     assert sidecar["extra"]["recipe"]["steps"] == 20
+
+
+def test_a_loss_that_is_not_finite_stops_it_and_names_the_last_good_checkpoint(tmp_path):
+    codec, place = make(), Checkpoint(tmp_path, "same")
+
+    def poison(step, metrics):
+        if step == 8:
+            with torch.no_grad():
+                next(codec.parameters()).fill_(float("inf"))
+
+    settings = dataclasses.replace(TRAINING, steps=20, log_every=1, checkpoint_every=5)
+    with pytest.raises(
+        FloatingPointError, match=r"codec: the loss is nan at step 8, .* is .*step-00000005.safetensors"
+    ):
+        train_codec(codec, tones(8), settings, 0, poison, checkpoint=place, recipe=RECIPE)

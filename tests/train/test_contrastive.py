@@ -265,3 +265,16 @@ def test_a_clip_of_the_same_meaning_counts_as_found() -> None:
 def test_wordings_are_gathered_by_meaning() -> None:
     found = by_meaning([["a"], ["b", "c"], ["d"]], [["x", "y"], ["y", "x"], ["y", "x"]], ["while", "while", "then"])
     assert found == {("while", ("x", "y")): ["a", "b", "c"], ("then", ("y", "x")): ["d"]}
+
+
+def test_a_loss_that_is_not_finite_stops_it_and_names_the_last_good_checkpoint(tmp_path) -> None:
+    model, place = build("clap"), Checkpoint(tmp_path, "same")
+
+    def poison(step: int, values: dict[str, float]) -> None:
+        if step == 5:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.fill_(float("nan"))
+
+    with pytest.raises(FloatingPointError, match=r"contrastive: the loss is nan at step 6, .*step-00000004.safe"):
+        train_contrastive(model, *corpus(), settings(8, log_every=1), 0, poison, checkpoint=place)

@@ -198,3 +198,16 @@ def test_no_clips_have_no_quality() -> None:
 def test_logits_come_in_the_order_of_the_clips_whatever_the_batch() -> None:
     wavs = np.arange(30, dtype=np.int16).reshape(10, 3)
     assert np.array_equal(clip_logits(Table(), wavs, batch_size=4), wavs)
+
+
+def test_a_loss_that_is_not_finite_stops_it_and_names_the_last_good_checkpoint(tmp_path: Path) -> None:
+    judge, place = build("cnn14"), Checkpoint(tmp_path, "same")
+
+    def poison(step: int, metrics: dict[str, float]) -> None:
+        if step == 4:
+            with torch.no_grad():
+                next(judge.parameters()).fill_(float("inf"))
+
+    settings = Training(**{**vars(SETTINGS), "steps": 8, "log_every": 1, "checkpoint_every": 3})
+    with pytest.raises(FloatingPointError, match=r"cnn14: the loss is nan at step 4, .*step-00000003.safetensors"):
+        train_judge(judge, *corpus(20, seed=1), settings, 0, poison, checkpoint=place)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from siren import stages
-from siren.train.loop import Checkpoint, Curve, check_finite, differences
+from siren.train.loop import Checkpoint, Curve, Watch, differences
 
 
 class Strided(nn.Module):
@@ -96,12 +96,13 @@ def test_differences_name_keys_and_cut_what_nobody_reads():
 
 def test_numbers_that_are_not_finite_stop_the_run_at_the_first(tmp_path):
     good, bad = torch.tensor(1.0), torch.tensor(float("inf"))
-    reports = [(3, good, good), (4, good, bad), (5, bad, bad)]
+    watch = Watch("x", "cuda", Checkpoint(tmp_path, "a"))  # reads nothing until it is told to
+    watch(3, good, good, now=True)
+    watch(4, good, bad, now=False)
     with pytest.raises(FloatingPointError, match="the loss is 1 at step 4, the gradient norm inf; no checkpoint yet"):
-        check_finite("x", reports, Checkpoint(tmp_path, "a"))
-    reports = reports[:1]
-    check_finite("x", reports, None)
-    assert reports == []
+        watch(5, bad, bad, now=True)
+    with pytest.raises(FloatingPointError, match="the loss is inf at step 0"):
+        Watch("x", "cpu", None)(0, bad, good, now=False)
 
 
 def test_a_curve_goes_on_after_half_a_line(tmp_path):
