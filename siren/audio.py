@@ -77,7 +77,7 @@ def read(path: str | Path) -> tuple[np.ndarray, int]:
     if max(high, -low) > ABSURD:
         raise AudioError("corrupt", f"{name} holds values up to {max(high, -low):.3g}; full scale is 1.0")
     assert wav.shape == (frames, channels)
-    return np.ascontiguousarray(wav.T), sample_rate
+    return wav.T, sample_rate
 
 
 def _opened(path: Path, name: str) -> BinaryIO:
@@ -171,7 +171,10 @@ def to_mono(wav: np.ndarray) -> np.ndarray:
     """Mean of all channels (paper, appendix A). [C, S] → [S], of one channel a view."""
     if wav.ndim == 1 or len(wav) == 1:
         return wav.reshape(-1)
-    return wav.mean(axis=0, dtype=np.float32)
+    total = np.add(wav[0], wav[1], dtype=np.float32)  # numpy's mean is slow where channels are interleaved
+    for channel in wav[2:]:
+        total += channel
+    return np.divide(total, np.float32(len(wav)), out=total)
 
 
 def peak(wav: np.ndarray) -> float:
@@ -187,9 +190,10 @@ def resample(wav: np.ndarray, source: int, target: int) -> np.ndarray:
         return np.asarray(wav, np.float32)
     import soxr
 
+    if wav.ndim == 1:
+        return soxr.resample(np.asarray(wav, np.float32), source, target, quality="HQ")
     flat = np.asarray(wav, np.float32).reshape(-1, wav.shape[-1])
-    out = np.stack([soxr.resample(channel, source, target, quality="HQ") for channel in flat])
-    return out.reshape(*wav.shape[:-1], -1)
+    return np.stack([resample(channel, source, target) for channel in flat]).reshape(*wav.shape[:-1], -1)
 
 
 def snr_db(wav: np.ndarray, sample_rate: int) -> float:
@@ -205,7 +209,8 @@ def snr_db(wav: np.ndarray, sample_rate: int) -> float:
     frame = max(1, round(0.02 * sample_rate))
     hop = max(1, frame // 2)
     count = max(len(wav), frame)
-    sums = np.zeros(count + 1)
+    sums = np.empty(count + 1)
+    sums[0] = sums[len(wav) + 1 :] = 0
     np.multiply(wav, wav, out=sums[1 : len(wav) + 1], dtype=np.float64)
     np.cumsum(sums[1:], out=sums[1:])
     power = np.maximum(sums[frame::hop] - sums[: count + 1 - frame : hop], 0) / frame

@@ -88,7 +88,7 @@ class ShardWriter:
 
     def _write(self) -> None:
         path = self.folder / f"{self.stem}-{len(self.paths):05d}{self.suffix}"
-        write_table(path, pa.Table.from_pylist(self.rows[: self.rows_per_shard], schema=self.schema), self.metadata)
+        write_table(path, table(self.rows[: self.rows_per_shard], self.schema), self.metadata)
         self.rows = self.rows[self.rows_per_shard :]
         self.paths.append(path)
 
@@ -102,6 +102,20 @@ class ShardWriter:
             self._write()
         for stale in set(shard_paths(self.folder, self.stem)) - set(self.paths):
             stale.unlink()
+
+
+def table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """What `pa.Table.from_pylist` makes, sooner; every row must have every column."""
+    columns = [_column([row[field.name] for row in rows], field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """What `pa.array` makes; of bytes, which may be most of a shard, without its growing and copying."""
+    if kind != pa.binary() or None in values or sum(map(len, values)) >= 2**31:
+        return pa.array(values, kind)
+    offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(values))])
 
 
 def read_shards(folder: str | Path, stem: str, columns: list[str] | None = None) -> pa.Table:

@@ -108,7 +108,7 @@ class Segmenter:
 
     def __call__(self, clips: pa.Table) -> pa.Table:
         found = list(outcomes(clips, self.folder, self.settings, self.format, 1, self.known))
-        table = pa.Table.from_pylist([row for outcome in found for row in outcome.rows], schema=SCHEMA)
+        table = shards.table([row for outcome in found for row in outcome.rows], SCHEMA)
         short = [[{"num_samples": row["num_samples"]} for row in outcome.rows] for outcome in found]
         return noted(table, [asdict(replace(outcome, rows=rows)) for outcome, rows in zip(found, short, strict=True)])
 

@@ -79,7 +79,7 @@ def test_data_flows_from_sources_to_tokens(config: settings.Config, capsys: pyte
     assert json.loads(Path("data/segments/summary.json").read_text())["quarantined"] == 3
     reasons = shards.read_quarantine("data/segments")["reason"].to_pylist()
     assert sorted(reasons) == ["empty", "empty", "truncated"]
-    assert "all 31 demands hold" in Path("reports/data/index.html").read_text()
+    assert "all 44 demands hold" in Path("reports/data/index.html").read_text()
 
 
 def test_a_failing_gate_stops_but_leaves_its_report(config: settings.Config) -> None:
@@ -88,7 +88,7 @@ def test_a_failing_gate_stops_but_leaves_its_report(config: settings.Config) -> 
     strict = dataclasses.replace(config.filter, validate=settings.Validate(max_quarantined=0.01))
     with pytest.raises(ValueError, match=r"accounting: .*share_quarantined"):
         stages.validate(dataclasses.replace(config, filter=strict))
-    assert "1 of 31 demands fail" in Path("reports/data/index.html").read_text()
+    assert "1 of 44 demands fail" in Path("reports/data/index.html").read_text()
 
 
 def test_a_source_without_one_good_row_is_an_error_that_names_a_line(config: settings.Config) -> None:

@@ -26,14 +26,15 @@ SPLITS = ["train", "train", "train", "val", "test"]
 
 def quarantine(*rows: tuple[str, str]) -> pa.Table:
     return pa.Table.from_pylist(
-        [{"item": i, "reason": r, "stage": "s", "detail": "d"} for i, r in rows], QUARANTINE_SCHEMA
+        [{"item": i, "reason": r, "stage": "segment", "detail": "d"} for i, r in rows], QUARANTINE_SCHEMA
     )
 
 
 def corpus() -> gate.Corpus:
     """Seven clips: one lost in fetch, one in segment; segment e-000's clip has a second piece that was silent."""
     clips = {"id": [*NAMES, "f"], "path": [f"audio/{name}" for name in [*NAMES, "f"]], "split": [*SPLITS, "train"]}
-    clips |= {"captions": [["x"]] * 6, "labels": [["dog"]] * 6}
+    clips |= {"captions": [["x"]] * 6, "labels": [["dog"]] * 6, "recording_id": [*NAMES, "f"]}
+    clips |= {"source": ["s"] * 6, "licence": ["CC0-1.0"] * 6, "sha256": ["0" * 64] * 6}
     ids = [f"{name}-000" for name in NAMES]
     segments = {"id": ids, "clip_id": NAMES, "recording_id": NAMES, "num_samples": [16000] * 5, "snr_db": [20.0] * 5}
     pairs = {"id": ids, "caption": ["a dog"] * 5, "recording_id": NAMES, "score": [0.5] * 5, "crop_offsets": [[0]] * 5}
@@ -101,6 +102,25 @@ DAMAGE: dict[str, tuple[Callable[[gate.Corpus], gate.Corpus], str]] = {
         lambda c: dataclasses.replace(c, quarantined=c.quarantined | {"segment": quarantine(("e-001", "silent"))}),
         r"accounting: .*lost.*segment \(1\)",
     ),
+    "a clip without licence": (damaged("clips", "licence", 3, None), r"clips: .*not_be_null .*licence.*: 1 of 6 .*d"),
+    "a hash that is none": (damaged("clips", "sha256", 3, "x"), r"clips: .*match_regex .*sha256.*d \(x\)"),
+    "a segment of no clip": (
+        damaged("segments", "clip_id", 2, "z"),
+        r"segments: .*has_clip.*: 1 of 5 rows, e.g. c-000",
+    ),
+    "a caption of no segment": (damaged("captions", "id", 2, "z"), r"captions: .*has_segment.*: 1 of 5 rows, e.g. z"),
+    "a score of no caption": (damaged("scores", "id", 2, "z"), r"scores: .*has_caption.*: 1 of 5 rows, e.g. z"),
+    "a pair of no score": (in_split("rl", "id", "z"), r"splits: .*has_score.*: 1 of 6 rows, e.g. z"),
+    "a whole list of clips that could not be read": (
+        lambda c: dataclasses.replace(
+            c, quarantined=c.quarantined | {"fetch": quarantine(("manifest.csv", "bad_manifest"))}
+        ),
+        r"quarantine: .*not_be_in_set .*e.g. manifest.csv \(bad_manifest\)",
+    ),
+    "a quarantine row that says nothing": (
+        lambda c: dataclasses.replace(c, quarantined=c.quarantined | {"fetch": quarantine(("g", ""))}),
+        r"quarantine: .*match_regex .*reason.*: 1 of 3 rows, e.g. g",
+    ),
     "a segment without caption or reason": (
         lambda c: dataclasses.replace(c, captions=c.captions[:4], scores=c.scores[:4]),
         r"accounting: .*lost.*caption \(1\)",
@@ -111,7 +131,7 @@ DAMAGE: dict[str, tuple[Callable[[gate.Corpus], gate.Corpus], str]] = {
 def test_sound_tables_pass() -> None:
     report = gate.validate(corpus(), relaxed(0.3))
     gate.gate(report)
-    assert len(report.checks) == 31
+    assert len(report.checks) == 44
 
 
 def test_the_report_is_the_same_bytes_each_time_and_links_only_to_itself(tmp_path: Path) -> None:
@@ -123,10 +143,11 @@ def test_the_report_is_the_same_bytes_each_time_and_links_only_to_itself(tmp_pat
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     page = (tmp_path / "a" / "clips.html").read_text()
     assert "Great Expectations" in page
-    local = {link for link in re.findall(r'href="([^"]*)"', page) if not link.startswith(("http", "#"))}
-    assert local == {"index.html"}
-    assert "all 6 demands hold" in (tmp_path / "a" / "index.html").read_text()
-    assert len(json.loads((tmp_path / "a" / "checks.json").read_text())) == 6
+    assert {link for link in re.findall(r'href="([^"]*)"', page) if link[0] != "#"} == {"index.html"}
+    for path in first:  # nothing is fetched, so that they open without a network
+        assert not re.search(r"src=|@import|url\(|https?:|<script|<link", path.read_text())
+    assert "all 10 demands hold" in (tmp_path / "a" / "index.html").read_text()
+    assert len(json.loads((tmp_path / "a" / "checks.json").read_text())) == 10
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -137,6 +158,57 @@ def test_every_damage_stops_the_pipeline_and_names_the_rows(damage: str) -> None
     report = gate.hold({table: frames[table]}, relaxed(0.3))
     with pytest.raises(gate.GateError, match=message):
         gate.gate(report)
+
+
+def tokens() -> tuple[dict[str, pa.Table], dict[str, str]]:
+    """Shards of the splits above: 2 codebooks, 10 frames, text states of width 4."""
+    about = {"num_codebooks": "2", "text_width": "4"}
+    rows = {"codes": bytes(40), "num_frames": 8, "text": bytes(3 * 8), "text_length": 3, "crop_offsets": [0]}
+    splits = {
+        name: [{"id": row["id"], "caption": row["caption"], **rows} for row in table.to_pylist()]
+        for name, table in corpus().splits.items()
+    }
+    return {name: pa.Table.from_pylist(rows) for name, rows in splits.items()}, about
+
+
+TOKEN_DAMAGE = {
+    "codes cut off": ("codes", bytes(39), r"tokens: .*frame_part.*: 1 of 6 rows, e.g. a-000"),
+    "more frames than codes": ("num_frames", 11, r"tokens: .*padding.*: 1 of 6 rows, e.g. a-000 \(-1"),
+    "no frame": ("num_frames", 0, r"tokens: .*num_frames.*a-000 \(0\)"),
+    "text states cut off": ("text", bytes(16), r"tokens: .*missing_states.*a-000 \(1"),
+    "no text": ("text_length", 0, r"tokens: .*text_length.*a-000 \(0\)"),
+    "no crop": ("crop_offsets", [], r"tokens: .*num_crop_offsets.*a-000 \(0\)"),
+    "an empty caption": ("caption", "", r"tokens: .*caption.*a-000"),
+    "another pair": ("id", "z", None),
+}
+
+
+@pytest.mark.parametrize("damage", TOKEN_DAMAGE)
+def test_the_index_of_tokens_is_held_against_the_pairs(damage: str) -> None:
+    column, value, message = TOKEN_DAMAGE[damage]
+    made, about = tokens()
+    splits = corpus().splits
+    gate.gate(gate.hold_tokens(made, about, splits, relaxed(0.3)))
+    made["stage1"] = put(made["stage1"], column, 0, value) if message else made["stage1"][1:]
+    with pytest.raises(gate.GateError, match=message or r"token_splits: .*lost.*: 1 of 4 rows, e.g. stage1 \(1\)"):
+        gate.gate(gate.hold_tokens(made, about, splits, relaxed(0.3)))
+
+
+def test_failing_rows_are_named_up_to_a_limit_and_counted() -> None:
+    many = 100
+    clips = {"id": [f"c{n}" for n in range(many)], "path": [f"p{n}" for n in range(many)], "split": ["dev"] * many}
+    clips |= {name: ["x"] * many for name in ("recording_id", "source", "licence")}
+    frames = {"clips": pa.table(clips | {"sha256": ["0" * 64] * many, "num_texts": [1] * many}).to_pandas()}
+    with pytest.raises(gate.GateError, match=r"be_in_set .*: 100 of 100 rows, e.g. c0 \(dev\), .*, and 80 more$"):
+        gate.gate(gate.hold(frames, relaxed(0.3)))
+
+
+def test_a_piece_named_like_another_clip_is_counted_as_what_it_is() -> None:
+    c = corpus()
+    clips = put(put(c.clips, "id", 4, "f-000"), "path", 4, "audio/f-000")  # and the clip "f" has lost its piece f-000
+    segments = put(put(c.segments, "clip_id", 4, "f-000"), "id", 4, "f-000-000")
+    rows = gate.accounting(dataclasses.replace(c, clips=clips, segments=segments)).to_dict("records")
+    assert (rows[1]["went_out"], rows[1]["quarantined"], rows[1]["lost"]) == (5, 1, 0)
 
 
 def test_too_much_in_quarantine_stops_the_pipeline(tmp_path: Path) -> None:
