@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt
 
-.PHONY: setup demo test networks claims clean
+.PHONY: setup demo test networks claims paper clean
 .DEFAULT_GOAL := demo
 
 setup: .venv/.installed
@@ -51,5 +51,10 @@ claims: setup
 	siren claims --alignment
 	siren claims
 
+# The paper's tables and figures beside what is run here, reports/paper.html: hours. Stopped, it continues.
+paper: setup
+	dvc repro evaluate
+	siren paper --run
+
 clean:
-	rm -rf data models outputs reports/index.html reports/data reports/analysis .siren tmp
+	rm -rf data models outputs reports/index.html reports/paper.html reports/data reports/analysis .siren tmp

@@ -702,7 +702,8 @@ def claims(seeds: Sequence[int], config: Config, steps: int | None = None, only:
 
     world, about = _arms(config, steps)
     count = world.tables.num_codebooks
-    results = tried.run(only or tried.needed(count), seeds, world, CLAIMS)
+    needed = tried.needed(count)
+    results = tried.run(only or needed, seeds, world, CLAIMS, needed)
     _write_claims("claims", results, lambda found: tried.report(found, about, tried.tried(count)))
 
 
@@ -782,7 +783,7 @@ def alignment_claims(seeds: Sequence[int], config: Config, steps: int | None = N
     )
     about = {"scale": config.scale, "steps": settings.steps, "prompts": settings.prompts_per_step}
     about |= {"rollouts of each": settings.group_size, "learning rate": settings.learning_rate}
-    results = tried.run(only or tried.NEEDED, seeds, world, CLAIMS)
+    results = tried.run(only or tried.NEEDED, seeds, world, CLAIMS, tried.NEEDED)
     title = "The paper's claims about alignment, tried here"
     _write_claims("alignment", results, lambda found: claims.report(found, about, tried.CLAIMS, title))
 

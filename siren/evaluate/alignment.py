@@ -28,7 +28,10 @@ ARMS: dict[str, dict[str, Any] | None] = {
 CLAIMS = (
     Claim("Fig. 5", "alignment raises the held-out reward", (("anti-causal", "stage1"),), ("imagebind", "fd", "fad")),
     Claim(
-        "7", "and the score of a network that it does not see", (("anti-causal", "stage1"),), ("clap", "event_accuracy")
+        "7",
+        "alignment raises the score of a network that it does not see",
+        (("anti-causal", "stage1"),),
+        ("clap", "event_accuracy"),
     ),
     Claim(
         "7", "the anti-causal direction beats the causal one", (("anti-causal", "causal"),), ("clap", "imagebind", "fd")
@@ -69,18 +72,29 @@ def arm(name: str, settings: Align) -> Align | None:
     return None if changes is None else replace(settings, **changes)
 
 
-def run(names: Sequence[str], seeds: Sequence[int], world: World, place: Path) -> Iterator[Result]:
-    """Every arm at every seed; ValueError for an arm that there is not, before anything is trained."""
-    for name in names:
+def run(
+    names: Sequence[str], seeds: Sequence[int], world: World, place: Path, beside: Sequence[str] = ()
+) -> Iterator[Result]:
+    """Every arm at every seed, after those `beside` them that are finished; ValueError for an arm that there is not,
+    before anything is trained."""
+    for name in (*names, *beside):
         arm(name, world.settings)
-    return each(names, seeds, lambda name, seed: measure(name, seed, world, place))
+    there = [(s, n) for s in seeds for n in beside if n not in names and _prepare(n, s, world, place)[2].is_file()]
+    return each(there, names, seeds, lambda name, seed: measure(name, seed, world, place))
+
+
+def _prepare(name: str, seed: int, world: World, place: Path) -> tuple[dict[str, Any], Path, Path]:
+    """What an arm depends on, the folder that it is kept in, and the file there that has its measures."""
+    settings = arm(name, world.settings)
+    recipe = {"align": settings and to_dict(settings), "seed": seed, "inputs": dict(world.made_with)}
+    folder = place / f"align-{name}-{seed}-{digest(recipe)}"
+    return recipe, folder, folder / f"result-{digest(dict(world.heard_with))}.json"
 
 
 def measure(name: str, seed: int, world: World, place: Path) -> dict[str, Any]:
     """Align and judge one arm at one seed, or read what an earlier run found. Resumes from `place` after a kill."""
     settings = arm(name, world.settings)
-    recipe = {"align": settings and to_dict(settings), "seed": seed, "inputs": dict(world.made_with)}
-    folder = place / f"align-{name}-{seed}-{digest(recipe)}"
+    recipe, folder, result = _prepare(name, seed, world, place)
 
     def make() -> dict[str, Any]:
         begin, model = time.monotonic(), world.stage1()
@@ -91,7 +105,7 @@ def measure(name: str, seed: int, world: World, place: Path) -> dict[str, Any]:
         row = {"arm": name, "seed": seed, "parameters": trained, **found}
         return row | {"seconds": round(time.monotonic() - begin, 1), "align_seconds": round(aligned - begin, 1)}
 
-    row = kept(folder / f"result-{digest(dict(world.heard_with))}.json", make, world.wanted)
+    row = kept(result, make, world.wanted)
     curve = read_curve(folder / "align.csv") if settings else {}
     return row | ({"reward": [list(part) for part in curve["reward"]]} if "reward" in curve else {})  # Fig. 5
 

@@ -103,7 +103,7 @@ CLAIMS = (
         (("siren", "single"), ("siren", "m2"), ("siren", "m4")),
         QUALITY,
     ),
-    Claim("6", "and better than one", (("siren", "m6"), ("siren", "m12")), QUALITY),
+    Claim("6", "two codes for a transformer are better than one", (("siren", "m6"), ("siren", "m12")), QUALITY),
     Claim(
         "6",
         "the loss ratio falls with the number of codes for a transformer",
@@ -171,7 +171,12 @@ def measure(name: str, seed: int, world: World, place: Path) -> dict[str, Any]:
         row = {"arm": name, "seed": seed, "parameters": arms.parameters(model, _widths(world)), **measures}
         return row | {"seconds": round(time.monotonic() - begin, 1)}  # of this run: less where it continued another
 
-    return kept(folder / f"result-{digest(dict(world.heard_with))}.json", make, world.wanted)
+    return kept(result_file(name, seed, world, place), make, world.wanted)
+
+
+def result_file(name: str, seed: int, world: World, place: Path) -> Path:
+    """Where the measures of an arm are kept; the file is there once it has been measured."""
+    return prepare(name, seed, world, place)[1] / f"result-{digest(dict(world.heard_with))}.json"
 
 
 def kept(result: Path, make: Callable[[], dict[str, Any]], wanted: Sequence[str] = ()) -> dict[str, Any]:
@@ -247,17 +252,26 @@ def trained(
     return transformer
 
 
-def run(names: Sequence[str], seeds: Sequence[int], world: World, place: Path) -> Iterator[Result]:
-    """Every arm at every seed. Raises ValueError for an arm that there is not or that the codec cannot have, before
+def run(
+    names: Sequence[str], seeds: Sequence[int], world: World, place: Path, beside: Sequence[str] = ()
+) -> Iterator[Result]:
+    """Every arm at every seed, and first those `beside` them as far as an earlier run finished them: a report of one
+    arm would lose the others. Raises ValueError for an arm that there is not or that the codec cannot have, before
     anything is trained."""
-    for name in names:
+    for name in (*names, *beside):
         arms.settings(name, world.reference, _widths(world))
-    yield from each(names, seeds, lambda name, seed: measure(name, seed, world, place))
+    there = [(s, n) for s in seeds for n in beside if n not in names and result_file(n, s, world, place).is_file()]
+    yield from each(there, names, seeds, lambda name, seed: measure(name, seed, world, place))
 
 
-def each(names: Sequence[str], seeds: Sequence[int], measure: Callable[[str, int], Result]) -> Iterator[Result]:
-    """A seed at a time, so that a run cut short compares all arms at the seeds it has."""
-    pairs = [(seed, name) for seed in seeds for name in names]
+def each(
+    there: Sequence[tuple[int, str]],
+    names: Sequence[str],
+    seeds: Sequence[int],
+    measure: Callable[[str, int], Result],
+) -> Iterator[Result]:
+    """What is `there` already; then a seed at a time, so that a run cut short compares all arms at the seeds it has."""
+    pairs = [*there, *((seed, name) for seed in seeds for name in names)]
     for seed, name in track(pairs, "claims", len(pairs), unit="arm"):
         yield measure(name, seed)
 

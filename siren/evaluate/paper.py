@@ -172,7 +172,7 @@ def _properties(found: Found) -> list[dict[str, Any]]:
     said = []
     for where, claim, source, judge in (
         ("Figure 2a", "features of two codebooks of one frame are nearly orthogonal", "analysis", _per_frame),
-        ("Figure 8", "so are their averages over time", "analysis", _pooled),
+        ("Figure 8", "their averages over time are nearly orthogonal too", "analysis", _pooled),
         ("Figure 2b", "heads pull a shared transformer in nearly orthogonal directions", "inside", _gradients),
         ("Figure 2c, 9", "the last codebook says less of the event than the first", "analysis", _probe),
         ("Figure 2d, 6", "independent heads learn the last codebook less well than the first", "arms", _imbalance),
@@ -212,12 +212,8 @@ def _probe(analysis: Mapping[str, Any]) -> tuple[str, str]:
     probed = analysis["probe"].get("two_layers", analysis["probe"])
     (first, last), spans = (probed["accuracy"][i] for i in (0, -1)), probed["interval"]
     verdict = HOLDS if spans[0][0] > spans[-1][1] else FAILS if spans[-1][0] > spans[0][1] else OPEN
-    return (
-        verdict,
-        f"top-1 {percent(first)} and {percent(last)}; rank correlation with depth {probed['trend']:+.2f}".replace(
-            "-", "−"
-        ),
-    )
+    why = f"top-1 {percent(first)} and {percent(last)}; rank correlation with depth {probed['trend']:+.2f}"
+    return verdict, why.replace(" -", " −")
 
 
 def _imbalance(record: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -246,7 +242,7 @@ def _task_vectors(found: Mapping[str, Any]) -> tuple[str, str]:
 
 def _table(found: Found, table: Mapping[str, Any]) -> dict[str, Any]:
     facts = [name for name in ("parameters", "batch") if any(name in row for row in table["rows"])]
-    columns = [*facts, *table["measures"]]
+    columns = [*table["measures"], *facts]
     rows, commands = [], []
     for row in table["rows"]:
         own = _own(found, row)

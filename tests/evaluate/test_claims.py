@@ -109,6 +109,13 @@ def test_judges_that_come_later_do_not_train_again(world, tmp_path, monkeypatch)
     assert (row["fd"], row["arm"], row["seed"]) == (8.0, "single", 1)
 
 
+def test_a_run_of_one_arm_reports_the_others_that_are_finished(world, tmp_path) -> None:
+    (siren,) = claims.run(["siren"], [0], world, tmp_path)
+    rows = list(claims.run(["single"], [0, 1], world, tmp_path, beside=("siren", "single", "independent")))
+    assert rows[0] == siren
+    assert [(row["arm"], row["seed"]) for row in rows[1:]] == [("single", 0), ("single", 1)]
+
+
 def test_impossible_arms_are_refused_before_anything_is_trained(world, tmp_path) -> None:
     with pytest.raises(ValueError, match="there is no arm 'solo'"):
         list(claims.run(["siren", "solo"], [0], world, tmp_path))
