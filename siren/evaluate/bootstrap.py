@@ -48,6 +48,7 @@ def of_counts(
     resamples: int,
     seed: int,
     groups: np.ndarray | None = None,
+    *,
     least: float = 0.0,
     label: str | None = None,
 ) -> Interval:
