@@ -5,7 +5,7 @@ the choice of prompts and of nothing else (one model, one sampling seed). For a 
 point, since every resample is the same: read the count beside it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -42,53 +42,31 @@ def difference(a: np.ndarray, b: np.ndarray, resamples: int, seed: int, level: f
     return mean(a - b, resamples, seed, level)
 
 
-def of_sets(
-    statistic: Callable[..., float],
-    sets: Sequence[np.ndarray],
-    resamples: int,
-    seed: int,
-    groups: np.ndarray | None = None,
-    level: float = LEVEL,
-) -> Interval:
-    """Interval of `statistic(*sets)`; row i of every set belongs to prompt i, and prompts are drawn for all at once.
-
-    With `groups` [N], prompts are drawn within each group, so that the groups keep their sizes. A Fréchet distance is
-    larger on a resample than on the set itself, because repeated clips hold less variety. The percentiles are
-    therefore shifted by that excess, the mean of the resamples minus the value, and never below zero.
-    """
-    count = len(sets[0])
-    if any(len(s) != count for s in sets):
-        raise ValueError(f"sets must be paired; they have {', '.join(str(len(s)) for s in sets)} rows")
-    value = statistic(*sets)
-    generator = np.random.default_rng(seed)
-    members = [np.flatnonzero(groups == g) for g in np.unique(groups)] if groups is not None else [np.arange(count)]
-    draws = []
-    for _ in range(resamples):
-        rows = np.arange(count)
-        for member in members:
-            rows[member] = generator.choice(member, size=len(member))
-        draws.append(statistic(*(s[rows] for s in sets)))
-    low, high = _percentiles(np.array(draws), level)
-    excess = float(np.mean(draws)) - value
-    return Interval(value, max(0.0, low - excess), max(0.0, high - excess))
-
-
 def of_counts(
     statistic: Callable[[np.ndarray], float],
     count: int,
     resamples: int,
     seed: int,
+    groups: np.ndarray | None = None,
+    *,
     least: float = 0.0,
-    label: str = "interval",
+    label: str | None = None,
 ) -> Interval:
     """Interval of a statistic of how often each of `count` clips was drawn, int [N] → number; all ones is the set.
 
-    Shifted by the excess of the resamples as `of_sets` is, and not below `least`.
+    With `groups` [N], clips are drawn within each group, so that the groups keep their sizes. A Fréchet distance is
+    larger on a resample than on the set itself, because repeated clips hold less variety. The percentiles are
+    therefore shifted by that excess, the mean of the resamples minus the value, and never below `least`. A `label`
+    is that of a progress bar.
     """
     value = statistic(np.ones(count, int))
     generator = np.random.default_rng(seed)
-    drawn = [np.bincount(generator.integers(count, size=count), minlength=count) for _ in range(resamples)]
-    draws = np.array([statistic(counts) for counts in track(drawn, label, unit="draw")])
+    members = [np.flatnonzero(groups == g) for g in np.unique(groups)] if groups is not None else [np.arange(count)]
+    drawn = [
+        np.bincount(np.concatenate([generator.choice(m, size=len(m)) for m in members]), minlength=count)
+        for _ in range(resamples)
+    ]
+    draws = np.array([statistic(counts) for counts in (track(drawn, label, unit="draw") if label else drawn)])
     low, high = _percentiles(draws, LEVEL)
     excess = float(draws.mean()) - value
     return Interval(value, max(least, low - excess), max(least, high - excess))

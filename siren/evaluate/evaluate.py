@@ -162,32 +162,39 @@ def set_metrics(
     if arm == "real":
         return result
     single = np.flatnonzero(listed.group >= 0)
-    distances: dict[str, tuple[Callable[..., float], np.ndarray, np.ndarray]] = {
-        "fd": (metrics.frechet_distance, heard.features, real.features),
-        "fad": (metrics.fad, heard.examples, real.examples),
+    sets = {
+        "fd": (heard.features[:, None], real.features[:, None]),
+        "fad": (heard.examples, real.examples),  # all examples of all clips are pooled
     }
-    for name, (distance, generated, reference) in distances.items():
+    for name, (generated, reference) in sets.items():
         if arm != "shuffled" and len(generated) > 1:
-            value = bootstrap.of_sets(distance, (generated, reference), resamples, seed)
+            value = bootstrap.of_counts(_distance(generated, reference), len(generated), resamples, seed)
             result[_key(name, called)] = _plain(value, count=len(generated))
         groups = listed.group[single]
         if len(single) and np.bincount(groups).min() > 1:
-            sets = (generated[single], reference[single], groups)
-            value = bootstrap.of_sets(_within(distance), sets, resamples, seed, groups=groups)
+            within = _within(generated[single], reference[single], groups)
+            value = bootstrap.of_counts(within, len(single), resamples, seed, groups)
             result[_key(f"{name}_per_event", called)] = _plain(value, count=len(single))
         else:
             notes.append(f"no {name}_per_event: every event needs at least two one-event prompts")
     return result
 
 
-def _within(distance: Callable[..., float]) -> Callable[..., float]:
-    """The mean over events of a distance between the generated and the real clips of that event."""
+def _distance(generated: np.ndarray, reference: np.ndarray) -> Callable[[np.ndarray], float]:
+    """The Fréchet distance as a function of how often each clip is taken. Vectors of each clip [N, E, F], [N, E', F]"""
+    x, y = (s.reshape(-1, s.shape[-1]).astype(np.float64) for s in (generated, reference))
 
-    def mean(generated: np.ndarray, reference: np.ndarray, groups: np.ndarray) -> float:
-        events = np.unique(groups)
-        return float(np.mean([distance(generated[groups == e], reference[groups == e]) for e in events]))
+    def value(counts: np.ndarray) -> float:
+        return metrics.frechet_distance(x, y, *(np.repeat(counts, s.shape[1]) for s in (generated, reference)))
 
-    return mean
+    return value
+
+
+def _within(generated: np.ndarray, reference: np.ndarray, groups: np.ndarray) -> Callable[[np.ndarray], float]:
+    """The mean over events of the distance between the generated and the real clips of that event."""
+    members = [groups == event for event in np.unique(groups)]
+    distances = [_distance(generated[rows], reference[rows]) for rows in members]
+    return lambda counts: float(np.mean([d(counts[rows]) for d, rows in zip(distances, members, strict=True)]))
 
 
 def differences(

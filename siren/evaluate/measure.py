@@ -47,6 +47,19 @@ class Request:
 
 
 @dataclass(frozen=True)
+class _Heard:
+    """What one judge made of both folders, and what its figures need beside that."""
+
+    network: Network
+    generated: Features
+    reference: Features
+    prompts: Sequence[dict[str, Any]]
+    silent: dict[str, np.ndarray]
+    request: Request
+    notes: list[str]  # added to
+
+
+@dataclass(frozen=True)
 class Measured:
     record: dict[str, Any]  # plain nested data, for JSON; equal for equal sounds, networks and request
     forwards: int  # batches that went through a network: 0 where the cache had everything
@@ -80,7 +93,7 @@ def measure(request: Request) -> Measured:
             figures |= _pair_figures(key, scores[key], request)
         else:
             of_sets = _cnn14_figures if network.kind == "cnn14" else _vggish_figures
-            figures |= of_sets(network, heard["generated"], heard["reference"], prompts, silent, request, notes)
+            figures |= of_sets(_Heard(network, heard["generated"], heard["reference"], prompts, silent, request, notes))
     listener.seconds["everything"] = perf_counter() - started
     record = {
         "protocol": _protocol(request),
@@ -137,17 +150,10 @@ def _warnings(sounds: dict[str, Sounds], silent: dict[str, np.ndarray]) -> list[
     return notes
 
 
-def _cnn14_figures(
-    network: Network,
-    generated: Features,
-    reference: Features,
-    prompts: Sequence[dict[str, Any]],
-    silent: dict[str, np.ndarray],
-    request: Request,
-    notes: list[str],
-) -> dict[str, Any]:
-    x, y = (np.stack(h["features"]).astype(np.float64) for h in (reference, generated))
-    p, q = (np.stack(h["logits"]).astype(np.float64) for h in (reference, generated))
+def _cnn14_figures(heard: _Heard) -> dict[str, Any]:
+    name, request = heard.network.name, heard.request
+    x, y = (np.stack(h["features"]).astype(np.float64) for h in (heard.reference, heard.generated))
+    p, q = (np.stack(h["logits"]).astype(np.float64) for h in (heard.reference, heard.generated))
     kad = distances.kad_of(x, y)
     statistics: dict[str, Callable[[np.ndarray], float]] = {
         "fd": lambda counts: metrics.frechet_distance(x, y, counts, counts),
@@ -155,57 +161,40 @@ def _cnn14_figures(
         "is": lambda counts: metrics.inception_score(np.repeat(q, counts, axis=0)).mean,
     }
     least = {"fd": 0.0, "kad": -np.inf, "is": 1.0}
-    found = {f"{k}@{network.name}": _set(s, len(x), request, k, least[k]) for k, s in statistics.items()}
+    found = {f"{k}@{name}": _set(s, len(x), request, k, least[k]) for k, s in statistics.items()}
     score, ceiling = metrics.inception_score(q), metrics.inception_score(p)
     if score.note:
-        notes.append(f"IS: {score.note}")
-    found[f"is@{network.name}"] |= {"std": score.std, "splits": score.splits, "real": ceiling.mean}
-    found[f"kl@{network.name}"] = _mean(metrics.kl_softmax(p, q), request)
-    return found | _events(network, prompts, p, q, silent, request)
+        heard.notes.append(f"IS: {score.note}")
+    found[f"is@{name}"] |= {"std": score.std, "splits": score.splits, "real": ceiling.mean}
+    found[f"kl@{name}"] = _mean(metrics.kl_softmax(p, q), request)
+    return found | _events(heard, {"reference": p, "generated": q})
 
 
-def _events(
-    network: Network,
-    prompts: Sequence[dict[str, Any]],
-    reference: np.ndarray,
-    generated: np.ndarray,
-    silent: dict[str, np.ndarray],
-    request: Request,
-) -> dict[str, Any]:
+def _events(heard: _Heard, logits: dict[str, np.ndarray]) -> dict[str, Any]:
     """How often the judge names the label of a clip that has one which it knows. Silent clips name nothing."""
-    places = judging.positions([prompt["labels"] for prompt in prompts], network.labels)
+    places = judging.positions([prompt["labels"] for prompt in heard.prompts], heard.network.labels)
     rows = np.array([i for i, found in enumerate(places) if found is not None and len(found) == 1], int)
     if len(rows) == 0:
         return {}
     event = np.array([places[i][0] for i in rows])
-    right = {
-        label: judging.named(logits[rows], event) & ~silent[label][rows]
-        for label, logits in (("generated", generated), ("reference", reference))
-    }
-    figure = _mean(right["generated"], request) | {"real": float(right["reference"].mean())}
-    return {f"event_accuracy@{network.name}": figure}
+    right = {label: judging.named(v[rows], event) & ~heard.silent[label][rows] for label, v in logits.items()}
+    figure = _mean(right["generated"], heard.request) | {"real": float(right["reference"].mean())}
+    return {f"event_accuracy@{heard.network.name}": figure}
 
 
-def _vggish_figures(
-    network: Network,
-    generated: Features,
-    reference: Features,
-    prompts: Sequence[dict[str, Any]],
-    silent: dict[str, np.ndarray],
-    request: Request,
-    notes: list[str],
-) -> dict[str, Any]:
-    (x, clip_x), (y, clip_y) = _pooled(reference["examples"]), _pooled(generated["examples"])
+def _vggish_figures(heard: _Heard) -> dict[str, Any]:
+    name, count = heard.network.name, len(heard.prompts)
+    (x, clip_x), (y, clip_y) = _pooled(heard.reference["examples"]), _pooled(heard.generated["examples"])
 
     def fad(counts: np.ndarray) -> float:
         return metrics.frechet_distance(x, y, counts[clip_x], counts[clip_y])
 
-    found = {f"fad@{network.name}": {**_set(fad, len(prompts), request, "fad"), "examples": len(y)}}
-    endless = distances.fad_infinity(x, y, request.seed)
+    found = {f"fad@{name}": {**_set(fad, count, heard.request, "fad"), "examples": len(y)}}
+    endless = distances.fad_infinity(x, y, heard.request.seed)
     if endless is None:
-        notes.append(f"no FAD-infinity: {len(y)} examples are fewer than {2 * distances.INFINITY_LEAST}")
+        heard.notes.append(f"no FAD-infinity: {len(y)} examples are fewer than {2 * distances.INFINITY_LEAST}")
     else:
-        found[f"fad_infinity@{network.name}"] = _figure(endless, len(prompts))
+        found[f"fad_infinity@{name}"] = _figure(endless, count)
     return found
 
 
@@ -236,7 +225,7 @@ def _set(
     statistic: Callable[[np.ndarray], float], count: int, request: Request, name: str, least: float = 0.0
 ) -> dict[str, Any]:
     draws = max(1, request.resamples // SET_DRAWS_SHARE)
-    interval = bootstrap.of_counts(statistic, count, draws, request.seed, least, f"{name}: interval")
+    interval = bootstrap.of_counts(statistic, count, draws, request.seed, least=least, label=f"{name}: interval")
     return _figure(interval, count)
 
 

@@ -49,27 +49,26 @@ def test_excluding_zero_is_strict() -> None:
 def test_the_interval_of_a_distance_holds_the_distance_although_resamples_exceed_it() -> None:
     generator = np.random.default_rng(5)
     x, y = generator.normal(size=(40, 20)), generator.normal(0.2, 1, size=(40, 20))
-    found = bootstrap.of_sets(metrics.frechet_distance, (x, y), 100, seed=0)
+    found = bootstrap.of_counts(lambda counts: metrics.frechet_distance(x, y, counts, counts), 40, 100, seed=0)
     rows = generator.integers(40, size=(20, 40))
     assert min(metrics.frechet_distance(x[r], y[r]) for r in rows) > found.value, "the excess there is to correct"
     assert found.low < found.value < found.high
-    identical = bootstrap.of_sets(metrics.frechet_distance, (x, x), 10, seed=0)
+    identical = bootstrap.of_counts(lambda counts: metrics.frechet_distance(x, x, counts, counts), 40, 10, seed=0)
     assert identical == pytest.approx((0, 0, 0), abs=1e-9)
 
 
-def test_sets_are_resampled_together_and_within_their_groups() -> None:
+def test_clips_are_resampled_whole_and_within_their_groups() -> None:
     seen = []
 
-    def statistic(a: np.ndarray, b: np.ndarray) -> float:
-        assert np.array_equal(a + 100, b), "row i of both sets belongs to prompt i"
-        seen.append((a < 10).sum())
-        return float(a.mean())
+    def statistic(counts: np.ndarray) -> float:
+        seen.append(tuple(counts.reshape(3, 10).sum(1)))
+        return float(counts @ np.arange(30))
 
-    a = np.arange(30)
-    bootstrap.of_sets(statistic, (a, a + 100), 20, seed=0, groups=a // 10)
-    assert set(seen) == {10}
-    with pytest.raises(ValueError, match="30, 29 rows"):
-        bootstrap.of_sets(statistic, (a, a[:29]), 20, seed=0)
+    bootstrap.of_counts(statistic, 30, 20, seed=0, groups=np.arange(30) // 10)
+    assert set(seen) == {(10, 10, 10)}
+    bootstrap.of_counts(statistic, 30, 20, seed=0)
+    assert len(set(seen)) > 5
+    assert {sum(counts) for counts in seen} == {30}
 
 
 def test_no_values_is_an_error() -> None:

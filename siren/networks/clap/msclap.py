@@ -120,7 +120,7 @@ class MsClap(Clap):
         super().__init__(arch, tokenizer, sample_rate)
         self.features = LogMel(replace(arch, sample_rate=arch.mel_rate))
         audio_width = arch.audio_width if arch.audio == "htsat" else round(2048 * arch.cnn_width)
-        self.model = nn.ModuleDict(
+        self.model: Any = nn.ModuleDict(
             {
                 "audio_model": _audio_tower(arch),
                 "audio_projection": Projection(audio_width, arch.embed_dim, arch.dropout),

@@ -25,6 +25,7 @@ class Clap(nn.Module, ABC):
     """`sample_rate` is that of the waveforms it is given, not the network's own: `embed_audio` resamples."""
 
     backend: str
+    model: nn.Module
     sizes: type[Architecture] = Architecture  # what a saved network's architecture is read as
     wrap = False  # whether a short clip is repeated until the window is full, or padded with zeros
 
