@@ -62,7 +62,7 @@ class Tee:
         *lines, rest = (self.line + text).split("\n")
         for line in lines:
             self.keep(_last_state(line))
-        self.line = _last_state(rest)
+        self.line = _last_state(rest) + ("\r" if rest.endswith("\r") else "")  # what comes next is written over it
         return done
 
     def __getattr__(self, name: str) -> Any:
@@ -89,7 +89,7 @@ def logged(path: Path) -> Iterator[None]:
             sys.stdout, sys.stderr = streams
             for tee in tees:
                 if tee.line:
-                    keep(tee.line)
+                    keep(_last_state(tee.line))
 
 
 def _last_state(line: str) -> str:

@@ -1,5 +1,6 @@
 """The flow `siren` in Prefect, on a pipeline of three trivial stages: retries, order, names."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,8 +60,27 @@ def test_a_stage_that_keeps_failing_fails_the_run_and_nothing_after_it_runs(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(collect_phase, "POLICY", Policy(retry_delays_seconds=()))
+    monkeypatch.setenv("SIREN_ON_FAILURE", 'echo "$SIREN_STATE: $SIREN_MESSAGE" > told')
     (project / "segment.py").write_text("raise SystemExit('broken for good')")
     with pytest.raises(StageFailed, match="broken for good"):
         siren(phases=["collect", "filter"])
     assert (project / "a").exists()
     assert not (project / "c").exists()
+    told = (project / "told").read_text()
+    assert told.startswith("Failed: ")
+    assert "broken for good" in told
+    with get_client(sync_client=True) as client:
+        (left,) = [a for a in client.read_artifacts() if a.key == "siren-failure"]
+    assert "broken for good" in str(left.data)
+
+
+def test_a_run_that_ends_well_leaves_its_figures_and_links(project: Path) -> None:
+    arm = {"fad@vggish": {"value": 2.0, "low": 1.5, "high": 2.5}}
+    (project / "reports").mkdir()
+    (project / "reports" / "metrics.json").write_text(json.dumps({"prompts": {"all": 3}, "arms": {"aligned": arm}}))
+    (project / "reports" / "index.html").write_text("<p>")
+    siren(stages=["fetch"])
+    with get_client(sync_client=True) as client:
+        left = {a.key: str(a.data) for a in client.read_artifacts()}
+    assert "| fad@vggish |  |  | 2 [1.5, 2.5] |" in left["siren-metrics"]
+    assert "reports/index.html" in left["siren-links"]
