@@ -82,16 +82,14 @@ def caption(config: Config) -> None:
     with tracking.stage("caption", config, sections=("seed", "audio.sample_rate", "filter.caption")) as run:
         captioning = _captioning(config)  # nothing is loaded before a segment needs it
         settings, columns = [config.seed, config.filter.caption], captioning.columns
-        network = captioning.loads
-        table, notes = _by_shard("caption", partial(_captioning, config), columns, [], settings, network)
+        table, notes = _by_shard("caption", partial(_captioning, config), columns, [], settings, captioning.loads)
         made_with = {"made_with": json.dumps(found)} if (found := captioning.provenance()) else None
         shards.write_table(CAPTIONS / "captions.parquet", table, made_with)
         _made("caption")
         quarantine = [row for rows, _ in notes for row in rows]
         counts = {"in": table.num_rows + len(quarantine), "out": table.num_rows, "quarantined": len(quarantine)}
-        for _, rules in notes:
-            for name, count in rules.items():
-                counts[f"rule/{name}"] = counts.get(f"rule/{name}", 0) + count
+        used = sum((Counter(rules) for _, rules in notes), Counter[str]())
+        counts |= {f"rule/{name}": count for name, count in used.items()}
         run.summary(_account("caption", CAPTIONS, counts, quarantine))
 
 
@@ -183,10 +181,7 @@ def score(config: Config) -> None:
 
     with tracking.stage("score", config, sections=("audio", "filter.score")) as run:
         columns = ["id", "num_samples", "split", "pcm"]
-        made_with, settings = (
-            [CAPTIONS / "captions.parquet", *_weights("clap")],
-            [config.audio, config.filter.score],
-        )
+        made_with, settings = [CAPTIONS / "captions.parquet", *_weights("clap")], [config.audio, config.filter.score]
         table, notes = _by_shard("score", partial(_scoring, config), columns, made_with, settings, network=True)
         shards.write_table(SCORES / "scores.parquet", table)
         _made("score")
@@ -593,6 +588,8 @@ def _write_page(config: Config, measured: Any, chosen: Any, sounds: Any, listing
         analysis=records.json(REPORTS / "analysis" / "analysis.json", "codes", "analyze"),
         lineage=_lineage(config, listing),
         missing=records.missing,
+        sweep=records.sweep(SPLITS / "sweep.csv"),
+        min_score=config.filter.select.min_score,
     )
     (REPORTS / "index.html").write_text(render(page), encoding="utf-8")
 

@@ -75,7 +75,7 @@ REFUSAL = re.compile(
     | i\ (?:can ?not|can'?t|could\ not|couldn'?t|do\ not|don'?t|am\ unable|apologi[sz]e)
     | (?:unable|impossible|not\ possible)\ to\ (?:describe|determine|provide|identify|analy[sz]e|hear|process|tell)
     | (?:please|could\ you|can\ you)\ (?:provide|upload|share|send|give|attach)
-    | (?:no|without)\ (?:audio|sound|recording)\ (?:file\ )?(?:was|is|has\ been)?\ ?(?:provided|attached|given|available)
+    | no\ (?:audio|sound|recording)\ (?:file\ )?(?:was\ |is\ |has\ been\ )?(?:provided|attached|given|available)
     | (?:the\ )?audio\ (?:file\ )?(?:is|was)\ (?:not\ (?:provided|available|accessible)|unavailable|missing)
     | let\ me\ know | feel\ free | happy\ to\ help | how\ can\ i\ (?:help|assist)
     )\b""",
@@ -126,10 +126,10 @@ FOREIGN = {
     "Portuguese": "os uma do da dos das e com por para que não está som ruído enquanto em",
     "Dutch": "het een en van met op dat is niet geluid wordt terwijl zijn",
 }
-ENGLISH = frozenset(
-    ("the", "a", "an", "and", "of", "is", "are", "in", "on", "with", "to", "while", "then", "as", "by", "from", "for")
-    + ("it", "at", "into", "over", "some", "being")
-)
+ENGLISH = {
+    *("the", "a", "an", "and", "of", "is", "are", "in", "on", "with", "to", "while", "then", "as", "by", "from"),
+    *("for", "it", "at", "into", "over", "some", "being"),
+}
 FOREIGN_WORDS = {language: set(words.split()) - ENGLISH for language, words in FOREIGN.items()}
 
 
