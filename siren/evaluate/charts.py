@@ -108,7 +108,7 @@ def sweep_charts(sweep: Sequence[Mapping[str, Any]] | None, chosen: float | None
     # A threshold that keeps everything would only make the axis longer.
     line = None if chosen is None or chosen < whole[0]["tau"] else ("min_score", chosen)
     taus = sorted({*TIERS, *(() if chosen is None else (chosen,))})
-    told = "; ".join(f"at {tau:g} {_kept(whole, tau)}" for tau in taus)
+    told = ", ".join(f"{_kept(whole, tau)} at {tau:g}" for tau in taus)
     names = list(dict.fromkeys(row["source"] for row in sweep))
     names = names[1:] if len(names) == 2 else names  # one source is all of them
     charts = []

@@ -368,8 +368,8 @@ def test_rows_are_counted_over_all_shards(tmp_path: Path) -> None:
 
 def test_the_sweep_of_thresholds_is_drawn_and_told(report: Report, page: str) -> None:
     assert "Pairs kept by threshold" in page
-    assert "at 0.35 " in page
+    assert " h) at 0.35" in page
     row = next(row for row in report.sweep or () if row["source"] == "all" and row["tau"] == 0.4)
-    assert f"at 0.4 {row['pairs']:,} pairs" in page
+    assert f"{row['pairs']} pairs ({row['hours']:.3g} h) at 0.4" in page
     assert "freesound" in page
     assert "Pairs kept by threshold" not in changed(report, sweep=None)

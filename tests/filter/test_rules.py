@@ -136,9 +136,8 @@ def human_captions(folder: Path) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.real
 def test_people_s_captions_pass(shared: Path) -> None:
-    """Of 36,995 captions the rules for people's remove none, and all rules one in ten thousand at most."""
+    """Of 36,995 captions none is removed, neither by the rules for people's nor by all of them."""
     texts = human_captions(shared / "captions")
     assert len(texts) > 30_000
-    for rules, most in ((LIGHT, 0), (RULES, len(texts) // 10_000)):
-        removed = Counter(steps[-1].rule for text in texts for out, steps in [refine(text, rules)] if out is None)
-        assert sum(removed.values()) <= most, removed
+    for rules in (LIGHT, RULES):
+        assert not Counter(steps[-1].rule for text in texts for out, steps in [refine(text, rules)] if out is None)
