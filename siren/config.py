@@ -106,8 +106,57 @@ class Collect:
 
 
 @dataclass(frozen=True)
+class Endpoint:
+    """An address that speaks OpenAI's chat protocol, such as vLLM's. Its key is read from SIREN_ENDPOINT_KEY."""
+
+    url: str  # up to /v1
+    limits: Download  # concurrency: questions at once
+
+    def __post_init__(self) -> None:
+        right = self.url.startswith(("http://", "https://"))
+        require(right, f"endpoint.url is {self.url!r}; an address such as http://localhost:8000/v1 is needed")
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A published language model that describes or rewords, run here or, with `endpoint`, somewhere else."""
+
+    model: str  # a folder or a hub name; at an endpoint its name there
+    revision: str | None  # of the hub, a commit or a tag; null for the newest
+    licence: str | None  # of the weights, for the record
+    prompt: str  # to rewrite: with {caption} in the place of the caption
+    candidates: int  # answers to each prompt
+    max_new_tokens: int
+    temperature: float  # 0 for the likeliest answer
+    top_p: float
+    batch_size: int  # answers at once
+    dtype: Literal["float32", "bfloat16", "float16"]
+    device: str | None  # null for the machine's accelerator, where it has one
+    endpoint: Endpoint | None
+
+    def __post_init__(self) -> None:
+        for name in ("candidates", "max_new_tokens", "batch_size"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; at least 1 is needed")
+        require(self.temperature >= 0, f"temperature is {self.temperature}; 0 or more")
+        require(0 < self.top_p <= 1, f"top_p is {self.top_p}; it lies in (0, 1]")
+        require(self.prompt.strip() != "", "prompt is empty; say what the model shall do")
+        require(
+            self.temperature > 0 or self.candidates == 1,
+            f"candidates is {self.candidates} with temperature 0: they would all be the same; set one of them to 1",
+        )
+
+
+@dataclass(frozen=True)
 class Caption:
-    captioner: str  # for segments without a human caption; a key of siren.filter.captioners.CAPTIONERS
+    captioner: str  # for segments without a human caption; a key of siren.filter.caption.captioners.CAPTIONERS
+    describe: LanguageModel | None  # what `qwen2-audio` runs
+    rewrite: LanguageModel | None  # refines what a model wrote, besides the rules; null for rules alone
+
+    def __post_init__(self) -> None:
+        model = self.rewrite
+        if model is not None:
+            right = "{caption}" in model.prompt and model.candidates == 1
+            require(right, "filter.caption.rewrite needs a prompt that holds {caption}, and candidates: 1")
 
 
 @dataclass(frozen=True)
@@ -115,6 +164,7 @@ class Score:
     crop_seconds: float
     crop_step_seconds: float
     batch_size: int
+    choose: Literal["drawn", "best"]  # of a train segment's candidates, the drawn caption or that of the highest score
 
     def __post_init__(self) -> None:
         require(self.crop_seconds > 0, f"filter.score.crop_seconds is {self.crop_seconds}; it must be positive")
@@ -129,6 +179,7 @@ class Select:
     min_crop_score: float  # crops below it are never trained on
     max_pairs: int | None  # stage-1 corpus size; null keeps all
     rl_prompts: int  # the top ones by score
+    reserve_rl: bool  # they are left out of stage 1, as in the paper; else they are the top of its corpus
     val_pairs: int
     test_pairs: int | None  # null keeps all
 

@@ -82,6 +82,7 @@ def diagnose(config: Config, root: Path = Path()) -> Diagnosis:
     training, sampling = training_cost(config, codec, transformer), sampling_cost(config, codec, transformer)
     checks = [
         *(check for name, network in networks(config).items() for check in weights(name, network, root)),
+        *captioner(config, root),
         *sources(config, root),
         accelerator(training, sampling),
         disk(config, codec, transformer, root),
@@ -128,9 +129,19 @@ def networks(config: Config) -> dict[str, Network]:
     return named | {"judge.panns": n.judge.panns, "judge.vggish": n.judge.vggish}
 
 
-def weights(name: str, network: Network, root: Path) -> Iterator[Check]:
-    """Whether the weights that `networks.<name>` names are here, its label file, and the package that it needs."""
-    key, given = f"networks.{name}.weights", network.weights
+def captioner(config: Config, root: Path) -> Iterator[Check]:
+    """Whether the language models that describe and reword are here; those behind an address are not asked."""
+    caption = config.filter.caption
+    used = {"describe": caption.describe if caption.captioner == "qwen2-audio" else None, "rewrite": caption.rewrite}
+    for name, model in used.items():
+        if model is not None and model.endpoint is None:
+            network = Network("transformers", model.model, {}, None)
+            yield from weights(name, network, root, f"filter.caption.{name}.model")
+
+
+def weights(name: str, network: Network, root: Path, key: str = "") -> Iterator[Check]:
+    """Whether the weights that a setting (`networks.<name>.weights`) names are here, its labels, and its package."""
+    key, given = key or f"networks.{name}.weights", network.weights
     what = FILES.get(network.backend, "a network that this project saved")
     if given is None:
         yield Check(name, "ok", "trained in the pipeline")

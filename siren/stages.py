@@ -78,19 +78,18 @@ def segment(config: Config) -> None:
 def caption(config: Config) -> None:
     """One refined caption for each segment."""
     from siren import shards
-    from siren.filter.caption import SOURCE_COLUMNS
 
-    with tracking.stage("caption", config, sections=("seed", "filter.caption")) as run:
-        settings = [config.seed, config.filter.caption]
-        table, notes = _by_shard("caption", partial(_captioning, config), list(SOURCE_COLUMNS), [], settings)
-        shards.write_table(CAPTIONS / "captions.parquet", table)
+    with tracking.stage("caption", config, sections=("seed", "audio.sample_rate", "filter.caption")) as run:
+        captioning = _captioning(config)  # nothing is loaded before a segment needs it
+        settings, columns = [config.seed, config.filter.caption], captioning.columns
+        table, notes = _by_shard("caption", partial(_captioning, config), columns, [], settings, captioning.loads)
+        made_with = {"made_with": json.dumps(found)} if (found := captioning.provenance()) else None
+        shards.write_table(CAPTIONS / "captions.parquet", table, made_with)
         _made("caption")
         quarantine = [row for rows, _ in notes for row in rows]
-        counts = Counter(
-            {"in": table.num_rows + len(quarantine), "out": table.num_rows, "quarantined": len(quarantine)}
-        )
-        for _, rules in notes:
-            counts.update({f"rule/{name}": count for name, count in rules.items()})
+        counts = {"in": table.num_rows + len(quarantine), "out": table.num_rows, "quarantined": len(quarantine)}
+        used = sum((Counter(rules) for _, rules in notes), Counter[str]())
+        counts |= {f"rule/{name}": count for name, count in used.items()}
         run.summary(_account("caption", CAPTIONS, counts, quarantine))
 
 
@@ -181,8 +180,8 @@ def score(config: Config) -> None:
     from siren import shards
 
     with tracking.stage("score", config, sections=("audio", "filter.score")) as run:
-        columns, made_with = ["id", "num_samples", "pcm"], [CAPTIONS / "captions.parquet", *_weights("clap")]
-        settings = [config.audio, config.filter.score]
+        columns = ["id", "num_samples", "split", "pcm"]
+        made_with, settings = [CAPTIONS / "captions.parquet", *_weights("clap")], [config.audio, config.filter.score]
         table, notes = _by_shard("score", partial(_scoring, config), columns, made_with, settings, network=True)
         shards.write_table(SCORES / "scores.parquet", table)
         _made("score")
@@ -196,16 +195,21 @@ def score(config: Config) -> None:
 
 
 def select(config: Config) -> None:
-    """Scores to splits: stage-1 corpus, alignment prompts, validation and test."""
+    """Scores to splits: stage-1 corpus, alignment prompts, validation, test; and what other thresholds would keep."""
     import pyarrow.parquet as pq
+    from pyarrow import csv
 
     from siren import shards
     from siren.filter import select as selection
 
-    with tracking.stage("select", config, sections=("seed", "filter.select")) as run:
-        segments = shards.read_shards(SEGMENTS, "segments", ["id", "labels", "relation", "recording_id", "split"])
-        captions, scores = (pq.read_table(CAPTIONS / "captions.parquet"), pq.read_table(SCORES / "scores.parquet"))
-        splits, funnel = selection.select(segments, captions, scores, config.filter.select, config.seed)
+    with tracking.stage("select", config, sections=("seed", "audio.sample_rate", "filter.select")) as run:
+        columns = ["id", "labels", "relation", "recording_id", "split", "source", "num_samples"]
+        segments = shards.read_shards(SEGMENTS, "segments", columns)
+        scores, settings = pq.read_table(SCORES / "scores.parquet"), config.filter.select
+        swept = selection.sweep(segments, scores, settings.min_crop_score, config.audio.sample_rate)
+        SPLITS.mkdir(parents=True, exist_ok=True)
+        csv.write_csv(swept, SPLITS / "sweep.csv")  # before what may fail: it says which threshold would do
+        splits, funnel = selection.select(segments, scores, settings, config.seed)
         for name, table in splits.items():
             shards.write_table(SPLITS / f"{name}.parquet", table)
         (SPLITS / "summary.json").write_text(json.dumps(funnel, indent=1) + "\n")
@@ -607,6 +611,8 @@ def _write_page(config: Config, measured: Any, chosen: Any, sounds: Any, listing
         analysis=records.json(REPORTS / "analysis" / "analysis.json", "codes", "analyze"),
         lineage=_lineage(config, listing),
         missing=records.missing,
+        sweep=records.sweep(SPLITS / "sweep.csv"),
+        min_score=config.filter.select.min_score,
     )
     (REPORTS / "index.html").write_text(render(page), encoding="utf-8")
 
@@ -1193,11 +1199,11 @@ def _by_shard(
     return pa.concat_tables(found).combine_chunks(), [engine.notes(path) for path in paths]
 
 
-def _captioning(config: Config) -> Callable[[Any], tuple[Any, ...]]:
+def _captioning(config: Config) -> Any:
     """What `caption` does to a table of segments."""
-    from siren.filter.caption import caption
+    from siren.filter.caption import Captioning
 
-    return lambda segments: caption(segments, config.filter.caption.captioner, config.seed)
+    return Captioning(config.filter.caption, config.seed, config.audio.sample_rate)
 
 
 def _scoring(config: Config) -> Callable[[Any], tuple[Any, ...]]:
@@ -1206,7 +1212,8 @@ def _scoring(config: Config) -> Callable[[Any], tuple[Any, ...]]:
 
     from siren.filter.score import score
 
-    (clap, device), captions = _clap(), pq.read_table(CAPTIONS / "captions.parquet")
+    columns = ["id", "caption", "candidates"]
+    (clap, device), captions = _clap(), pq.read_table(CAPTIONS / "captions.parquet", columns=columns)
     return lambda segments: score(clap, segments, captions, config.audio, config.filter.score, device)
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from siren.evaluate import analyze, figures
 from siren.evaluate.goals import number, percent
 from siren.evaluate.records import Curve
+from siren.filter.audit import TIERS
+from siren.filter.select import ALL
 
 
 def evaluation_figures(metrics: Mapping[str, Any]) -> dict[str, figures.Figure]:
@@ -96,6 +98,40 @@ def _align_charts(align: Curve) -> list[dict[str, str]]:
         figure = figures.curves({"kl": align["kl"]}, "step", "KL to stage 1 (nats)")
         charts.append(_chart("Alignment, distance from stage 1", figure, "How far the first transformer has moved."))
     return charts
+
+
+def sweep_charts(sweep: Sequence[Mapping[str, Any]] | None, chosen: float | None) -> list[dict[str, str]]:
+    """What thresholds of the CLAP score keep (`siren.filter.select.SWEEP_SCHEMA`), and what the `chosen` one does."""
+    if not sweep:
+        return []
+    whole = [row for row in sweep if row["source"] == ALL]
+    # A threshold that keeps everything would only make the axis longer.
+    line = None if chosen is None or chosen < whole[0]["tau"] else ("min_score", chosen)
+    taus = sorted({*TIERS, *(() if chosen is None else (chosen,))})
+    told = ", ".join(f"{_kept(whole, tau)} at {tau:g}" for tau in taus)
+    names = list(dict.fromkeys(row["source"] for row in sweep))
+    names = names[1:] if len(names) == 2 else names  # one source is all of them
+    charts = []
+    for column, title in (("pairs", "Pairs kept by threshold"), ("hours", "Hours kept by threshold")):
+        series = {
+            name: ([row["tau"] for row in own], [row[column] for row in own])
+            for name in names
+            if (own := [row for row in sweep if row["source"] == name])
+        }
+        y = f"{column} kept of train"
+        ordered = len(series) > len(figures.PALETTE)
+        figure = figures.curves(series, "threshold of the CLAP score", y, ordered=ordered, whole=False, line=line)
+        text = f"Train pairs with a crop that is good enough: {told}." if column == "pairs" else "Without padding."
+        charts.append(_chart(title, figure, text))
+    return charts
+
+
+def _kept(rows: Sequence[Mapping[str, Any]], tau: float) -> str:
+    """Pairs and hours at the nearest threshold of the table that is not below; all of them below its range."""
+    row = next((row for row in rows if row["tau"] >= tau - 1e-9), None)
+    if row is None:
+        return "none"
+    return f"{row['pairs']:,} pairs ({row['hours']:.3g} h)".replace(",", "\u202f")
 
 
 def codebook_losses(curves: Any) -> dict[int, tuple[list[int], list[float]]]:

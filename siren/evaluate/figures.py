@@ -146,11 +146,19 @@ def spectrogram(wav: np.ndarray, sample_rate: int, title: str = "") -> Figure:
 
 
 def curves(
-    series: Series, x: str, y: str, title: str = "", ordered: bool = False, bands: Series | None = None
+    series: Series,
+    x: str,
+    y: str,
+    title: str = "",
+    ordered: bool = False,
+    bands: Series | None = None,
+    whole: bool = True,
+    line: tuple[str, float] | None = None,
 ) -> Figure:
     """Lines over a common x. `ordered` colours them by depth (codebooks), otherwise each has a colour of its own.
 
-    bands: intervals (low, high) of the series that have them, by the same names.
+    bands: intervals (low, high) of the series that have them, by the same names. `whole`: x has whole numbers only.
+    `line`: a dashed one that stands at an x, such as ("kept", 0.4).
     """
     with drawing() as (figure, axes):
         colours = _colours(len(series), ordered)
@@ -161,8 +169,10 @@ def curves(
             marker = "o" if len(xs) < 12 else None
             axes.plot(xs, ys, color=colour, label=name, marker=marker, markersize=3.5)
         axes.set(xlabel=x, ylabel=y, title=title)
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-        if len(series) > 1:
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=whole))
+        if line is not None:
+            axes.axvline(line[1], color=INK, linestyle="--", linewidth=1, label=f"{line[0]} {line[1]:g}")
+        if len(series) > 1 or line is not None:
             axes.legend(ncols=1 + (len(series) > 4))
     return figure
 

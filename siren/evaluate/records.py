@@ -33,6 +33,10 @@ class Records:
     def json(self, path: Path, section: str, stage: str) -> dict[str, Any] | None:
         return self._read(path, section, stage, lambda p: json.loads(p.read_text()))
 
+    def sweep(self, path: Path) -> list[dict[str, Any]] | None:
+        """What thresholds keep, as `select` wrote it."""
+        return self._read(path, "corpus", "select", _read_csv)
+
     def rows(self, path: Path, stage: str) -> int | None:
         """Number of rows of a Parquet file, or of all files that a pattern such as `segments-*.parquet` names."""
         import pyarrow.parquet as pq
@@ -84,6 +88,12 @@ def summarise(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
         {"stage": stage, "reason": reason, "count": len(items), "item": items[0]["item"], "detail": items[0]["detail"]}
         for (stage, reason), items in ranked
     ]
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    from pyarrow import csv
+
+    return list(csv.read_csv(path).to_pylist())
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:

@@ -38,6 +38,8 @@ class Report:
     analysis: Mapping[str, Any] | None
     lineage: Sequence[tuple[str, str]]
     missing: Sequence[Missing] = ()
+    sweep: Sequence[Mapping[str, Any]] | None = None  # what thresholds keep, siren.filter.select.SWEEP_SCHEMA
+    min_score: float | None = None  # the threshold of this run
 
 
 def render(report: Report) -> str:
@@ -78,6 +80,7 @@ def arrange(report: Report) -> dict[str, Any]:
             "metrics": charts.metric_charts(metrics),
             "training": charts.training_charts(report.curves),
             "codes": charts.code_charts(report.analysis),
+            "corpus": charts.sweep_charts(report.sweep, report.min_score),
         },
         "funnel": _funnel(report.funnel),
         "quarantine": report.quarantine,

@@ -149,7 +149,7 @@ def history(tables: Tables, name: str) -> list[tuple[str, dict[str, Any]]]:
     for segment in segments:
         own = [segment["id"]]
         story.append(("segment", segment))
-        story += [("caption", row) for row in _rows(tables.captions, "id", own)]
+        story += [("caption", told(row)) for row in _rows(tables.captions, "id", own)]
         story += [("score", row) for row in _rows(tables.scores, "id", own)]
         for split, table in tables.splits.items():
             columns = ("id", "caption", "score", "crop_offsets")
@@ -157,6 +157,20 @@ def history(tables: Tables, name: str) -> list[tuple[str, dict[str, Any]]]:
     if not story:
         raise ValueError(f"nothing in data/ is called {name!r}{_near(tables, name)}")
     return story
+
+
+def told(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of captions with the history of each candidate in one line: as it came → what each rule made of it."""
+    facts = {name: value for name, value in row.items() if name != "history"}
+    for number, candidate in enumerate(row.get("history") or (), 1):
+        steps = [f"{step['rule']}: {_quoted(step['text'])}" for step in candidate["steps"]]
+        came = _quoted(candidate["raw"]) if candidate["raw"] is not None else f"missing, {candidate['missing']}"
+        facts[f"candidate {number} ({candidate['origin']})"] = " → ".join([came, *steps])
+    return facts
+
+
+def _quoted(text: str | None) -> str:
+    return "removed" if text is None else repr(text)
 
 
 def _rows(table: pa.Table | None, column: str, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -1,12 +1,15 @@
 """How well each segment, and each crop of it, matches its caption: CLAP cosines (paper, appendix A).
 
-A crop that is the whole segment has the segment's own score. Crops that begin in the padding of a short clip are
-left out. What cannot be scored is quarantined, never given a number.
+Of a train segment's candidates the best one may be kept (`filter.score.choose`); held-out segments keep the caption
+that was drawn, because a test whose prompts the judge has chosen is an easier one. A crop that is the whole segment has
+the segment's own score. Crops that begin in the padding of a short clip are left out. What cannot be scored is
+quarantined, never given a number.
 
 Shapes: N segments · S samples · E embedding.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
+        ("caption", pa.string()),  # the one that is kept
+        ("candidate_scores", pa.list_(pa.float32())),  # of all that were weighed, in their order
         ("score", pa.float32()),  # cosine of the whole segment and its caption
         ("crop_offsets", pa.list_(pa.int32())),  # samples
         ("crop_scores", pa.list_(pa.float32())),
@@ -32,14 +37,21 @@ SCHEMA = pa.schema(
 def score(
     clap: "Clap", segments: pa.Table, captions: pa.Table, format: Audio, settings: Score, device: str = "cpu"
 ) -> tuple[pa.Table, list[dict[str, str]]]:
-    """Scores (`SCHEMA`) of segments (id, num_samples, pcm) that have a caption (id, caption), and the quarantine."""
-    texts = dict(zip(captions["id"].to_pylist(), captions["caption"].to_pylist(), strict=True))
-    rows = [row for row, name in enumerate(segments["id"].to_pylist()) if name in texts]
-    ids, lengths = (segments[column].take(rows).to_pylist() for column in ("id", "num_samples"))
+    """Scores (`SCHEMA`) of segments (id, num_samples, split, pcm) that have a caption, and the quarantine.
+
+    `captions`: id, caption, candidates.
+    """
+    drawn, several = (
+        dict(zip(captions["id"].to_pylist(), captions[column].to_pylist(), strict=True))
+        for column in ("caption", "candidates")
+    )
+    rows = [row for row, name in enumerate(segments["id"].to_pylist()) if name in drawn]
+    ids, lengths, splits = (segments[column].take(rows).to_pylist() for column in ("id", "num_samples", "split"))
     crop, step = (round(s * format.sample_rate) for s in (settings.crop_seconds, settings.crop_step_seconds))
     offsets = [crop_offsets(length, format.segment_samples, crop, step) for length in lengths]
+    best = [settings.choose == "best" and split == "train" for split in splits]
+    wordings = [several[name] if free else [drawn[name]] for name, free in zip(ids, best, strict=True)]
     pcm = shards.pcm_array(segments["pcm"])[rows]
-    wordings = [texts[name] for name in ids]
     return score_pairs(clap, ids, pcm, wordings, offsets, crop, format.sample_rate, settings.batch_size, device)
 
 
@@ -58,41 +70,49 @@ def score_pairs(
     clap: "Clap",
     ids: Sequence[str],
     pcm: np.ndarray,
-    captions: Sequence[str],
+    candidates: Sequence[Sequence[str]],
     offsets: Sequence[Sequence[int]],
     crop_samples: int,
     sample_rate: int,
     batch_size: int,
     device: str = "cpu",
 ) -> tuple[pa.Table, list[dict[str, str]]]:
-    """Scores (`SCHEMA`) of N pairs: pcm int16 [N, S] at `sample_rate`, one caption each, offsets of their crops.
+    """Scores (`SCHEMA`) of N segments: pcm int16 [N, S] at `sample_rate`, candidate captions, offsets of their crops.
 
-    The second result is the quarantine: pairs whose score is not a number.
+    The caption of the highest score is kept, of equal ones the first. The second result is the quarantine: segments
+    with a score that is not a number.
     """
+    captions = [caption for wordings in candidates for caption in wordings]
+    first = np.cumsum([0, *map(len, candidates)])  # of each segment, in `captions`
+    owner = np.repeat(np.arange(len(pcm)), np.diff(first))
     texts = embed_captions(clap, captions, batch_size)
-    scores = np.zeros(len(pcm), np.float32)
+    cosines = np.zeros(len(captions), np.float32)
+    for start in track(range(0, len(pcm), batch_size), "score", -(-len(pcm) // batch_size), unit="batch"):
+        stop = min(start + batch_size, len(pcm))
+        sounds = _hear(clap, pcm[start:stop], sample_rate, device)
+        part = slice(first[start], first[stop])
+        cosines[part] = _cosines(sounds[owner[part] - start], texts[part])
+    kept_caption = [a + int(np.argmax(np.nan_to_num(cosines[a:b], nan=-2))) for a, b in pairwise(first)]
     crops: list[list[float]] = [[] for _ in pcm]
     windows = [(row, offset) for row in range(len(pcm)) for offset in offsets[row] if crop_samples < pcm.shape[1]]
-    for start in track(range(0, len(pcm), batch_size), "score", -(-len(pcm) // batch_size), unit="batch"):
-        rows = range(start, min(start + batch_size, len(pcm)))
-        scores[start : rows.stop] = _cosines(
-            clap, pcm[start : rows.stop], texts[start : rows.stop], sample_rate, device
-        )
     starts = range(0, len(windows), batch_size)
     for start in track(starts, "crops", len(starts), unit="batch") if windows else ():
         batch = windows[start : start + batch_size]
         wavs = np.stack([pcm[row, offset : offset + crop_samples] for row, offset in batch])
-        cosines = _cosines(clap, wavs, texts[[row for row, _ in batch]], sample_rate, device)
-        for (row, _), cosine in zip(batch, cosines, strict=True):
+        own = texts[[kept_caption[row] for row, _ in batch]]
+        for (row, _), cosine in zip(batch, _cosines(_hear(clap, wavs, sample_rate, device), own), strict=True):
             crops[row].append(float(cosine))
     kept: list[dict[str, Any]] = []
     quarantine = []
     for row, name in enumerate(ids):
-        values = crops[row] if crop_samples < pcm.shape[1] else [float(scores[row])] * len(offsets[row])
-        if np.isfinite([scores[row], *values]).all():
-            kept.append(dict(zip(SCHEMA.names, (name, scores[row], list(offsets[row]), values), strict=True)))
+        caption, value = captions[kept_caption[row]], cosines[kept_caption[row]]
+        values = crops[row] if crop_samples < pcm.shape[1] else [float(value)] * len(offsets[row])
+        if np.isfinite([value, *values]).all():
+            weighed = cosines[first[row] : first[row + 1]]
+            found = (name, caption, weighed, value, list(offsets[row]), values)
+            kept.append(dict(zip(SCHEMA.names, found, strict=True)))
         else:
-            detail = f"the cosine with {captions[row]!r} is not a number"
+            detail = f"the cosine with {caption!r} is not a number"
             quarantine.append({"item": name, "stage": "score", "reason": "score_failed", "detail": detail})
     return pa.Table.from_pylist(kept, schema=SCHEMA), quarantine
 
@@ -109,11 +129,15 @@ def embed_captions(clap: "Clap", captions: Sequence[str], batch_size: int) -> np
     return np.concatenate(embedded)[[place[text] for text in captions]]
 
 
-def _cosines(clap: "Clap", pcm: np.ndarray, texts: np.ndarray, sample_rate: int, device: str) -> np.ndarray:
-    """Cosine of each waveform, int16 [B, S], with its text embedding [B, E]. [B]"""
+def _hear(clap: "Clap", pcm: np.ndarray, sample_rate: int, device: str) -> np.ndarray:
+    """Audio embeddings of waveforms. int16 [B, S] → float32 [B, E]"""
     import torch
 
     wavs = audio.resample(pcm.astype(np.float32) / shards.FULL_SCALE, sample_rate, clap.sample_rate)
     with torch.inference_mode():
-        sounds = clap.embed_audio(torch.from_numpy(wavs).to(device)).float().cpu().numpy()
+        return clap.embed_audio(torch.from_numpy(wavs).to(device)).float().cpu().numpy()
+
+
+def _cosines(sounds: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    """Cosine of each pair of embeddings. [B, E] twice → [B]"""
     return np.clip((sounds * texts).sum(1), -1, 1)

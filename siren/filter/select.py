@@ -1,14 +1,17 @@
 """Scores to splits: the stage-1 corpus by threshold, the best of it for alignment, validation and test.
 
-Train pairs are kept at or above `min_score`, with their crops at or above `min_crop_score` (at least one). Validation
-and test are not filtered by score, which would make the task easier; of their crops the best is kept where all are
-below the threshold. No recording may be in two splits.
-"""
+Train pairs are kept at or above `min_score` (the paper's tau: 0.40 at 1.6B, 0.35 at 3.1B), with their crops at or above
+`min_crop_score` (at least one). The best of them are the prompts of alignment; with `reserve_rl` they are trained on
+nowhere else. The paper does so, by its figures: of 117K pairs 1K go to alignment, and 116K are what the 320K of the
+lower threshold join to make 436K. Validation and test are not filtered by score, which would make the task easier; of
+their crops the best is kept where all are below the threshold. No recording may be in two splits.
 
-from typing import Any
+Everything is a column, because there are millions of pairs. Shapes: N pairs.
+"""
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from siren.config import Select
 
@@ -24,90 +27,164 @@ SCHEMA = pa.schema(
     ]
 )
 SPLITS = ("stage1", "rl", "val", "test")
+SWEEP_SCHEMA = pa.schema(
+    [("tau", pa.float64()), ("source", pa.string()), ("pairs", pa.int64()), ("hours", pa.float64())]
+)
+ALL = "all"  # the source that stands for all of them
+SWEEP_STEP = 0.01
 
 
 def select(
-    segments: pa.Table, captions: pa.Table, scores: pa.Table, settings: Select, seed: int
+    segments: pa.Table, scores: pa.Table, settings: Select, seed: int
 ) -> tuple[dict[str, pa.Table], dict[str, int]]:
     """The four splits (`SCHEMA`) and the funnel: how many pairs are left after each rule.
 
     Raises ValueError where there are fewer pairs than asked, saying how many there are and which threshold would do;
     and where a recording is in two splits.
     """
-    pairs = join(segments, captions, scores)
+    pairs = join(segments, scores)
     check_recordings(pairs)
-    train = [pair for pair in pairs if pair["split"] == "train"]
-    funnel = {"segments": segments.num_rows, "scored": len(pairs), "train": len(train)}
-    above = [pair for pair in train if pair["score"] >= settings.min_score]
+    split, score = np.array(pairs["split"].to_pylist(), object), pairs["score"].to_numpy()
+    train = np.flatnonzero(split == "train")
+    funnel = {"segments": segments.num_rows, "scored": pairs.num_rows, "train": len(train)}
+    above = train[score[train].astype(float) >= settings.min_score]
     funnel["above_min_score"] = len(above)
-    good = [cropped for pair in above if (cropped := with_crops(pair, settings.min_crop_score))["crop_offsets"]]
+    good = above[best_crops(pairs)[above] >= settings.min_crop_score]
     funnel["with_a_good_crop"] = len(good)
-    if settings.max_pairs is None:
-        _enough(good, train, max(1, settings.rl_prompts), "rl_prompts" if settings.rl_prompts else "stage 1", settings)
+    _enough(pairs, good, train, settings)
+    if settings.reserve_rl:
+        rl = _top(pairs, good, settings.rl_prompts)
+        stage1 = _some(good[~np.isin(good, rl)], settings.max_pairs, [seed, 1])
     else:
-        _enough(good, train, settings.max_pairs, "max_pairs", settings)
-        if settings.rl_prompts > settings.max_pairs:
-            raise ValueError(
-                f"filter.select.rl_prompts is {settings.rl_prompts}, but they are taken from the stage-1 corpus of "
-                f"max_pairs {settings.max_pairs}; raise max_pairs or lower rl_prompts"
-            )
-    stage1 = _some(good, settings.max_pairs, [seed, 1])
-    rl = sorted(stage1, key=lambda pair: (-pair["score"], pair["id"]))[: settings.rl_prompts]
+        stage1 = _some(good, settings.max_pairs, [seed, 1])
+        rl = _top(pairs, stage1, settings.rl_prompts)
     chosen = {"stage1": stage1, "rl": rl}
     for name, count, stream in (("val", settings.val_pairs, 2), ("test", settings.test_pairs, 3)):
-        held = [pair for pair in pairs if pair["split"] == name]
+        held = np.flatnonzero(split == name)
         if len(held) < (1 if count is None else count):
             raise ValueError(f"filter.select.{name}_pairs asks for {count or 1} pairs; split {name} has {len(held)}")
-        kept = _some(held, count, [seed, stream])
-        chosen[name] = [with_crops(pair, settings.min_crop_score, at_least_one=True) for pair in kept]
+        chosen[name] = _some(held, count, [seed, stream])
     funnel |= {name: len(chosen[name]) for name in SPLITS}
-    return {name: pa.Table.from_pylist(chosen[name], schema=SCHEMA) for name in SPLITS}, funnel
+    return {name: with_crops(pairs.take(chosen[name]), settings.min_crop_score) for name in SPLITS}, funnel
 
 
-def join(segments: pa.Table, captions: pa.Table, scores: pa.Table) -> list[dict[str, Any]]:
-    """Segments that have a caption and a score, in the order of `segments`, with the columns of all three."""
-    columns = ["id", "labels", "relation", "recording_id", "split"]
-    by_id = [{row["id"]: row for row in table.to_pylist()} for table in (captions, scores)]
-    rows = segments.select(columns).to_pylist()
-    return [row | by_id[0][row["id"]] | by_id[1][row["id"]] for row in rows if all(row["id"] in t for t in by_id)]
+def join(segments: pa.Table, scores: pa.Table) -> pa.Table:
+    """Segments that have a score, in the order of `segments`, with the columns of both."""
+    at = pc.index_in(segments["id"], scores["id"])
+    found = segments.filter(pc.is_valid(at))
+    rows = scores.take(pc.drop_null(at))
+    for name in scores.column_names:
+        if name != "id":
+            found = found.append_column(name, rows[name])
+    return found.combine_chunks()
 
 
-def with_crops(pair: dict[str, Any], min_crop_score: float, at_least_one: bool = False) -> dict[str, Any]:
-    """The pair with only those crops that reach the threshold; with `at_least_one`, else the best."""
-    offsets, scores = pair["crop_offsets"], pair["crop_scores"]
-    kept = [offset for offset, score in zip(offsets, scores, strict=True) if score >= min_crop_score]
-    if at_least_one and not kept:
-        kept = [offsets[int(np.argmax(scores))]]
-    return pair | {"crop_offsets": kept}
+def best_crops(pairs: pa.Table) -> np.ndarray:
+    """The highest crop score of each pair. [N]"""
+    flat, starts, lengths = _lists(pairs, "crop_scores")
+    best = np.full(len(lengths), -np.inf)
+    best[lengths > 0] = np.maximum.reduceat(flat, starts[lengths > 0]) if len(flat) else -np.inf
+    return best
 
 
-def check_recordings(pairs: list[dict[str, Any]]) -> None:
+def with_crops(pairs: pa.Table, min_crop_score: float) -> pa.Table:
+    """Pairs (`SCHEMA`) with those crops only that reach the threshold; else the best one."""
+    scores, _, lengths = _lists(pairs, "crop_scores")
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    kept = scores.astype(float) >= min_crop_score
+    lacking = np.bincount(owner[kept], minlength=len(lengths)) == 0
+    # Crops of those that lack one, best first; the earliest of equal ones.
+    order = np.flatnonzero(lacking[owner])
+    order = order[np.lexsort((order, -scores[order], owner[order]))]
+    kept[order[np.unique(owner[order], return_index=True)[1]]] = True
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner[kept], minlength=len(lengths)))]).astype(np.int32)
+    values = pc.list_flatten(pairs["crop_offsets"]).filter(pa.array(kept)).combine_chunks()
+    crops = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
+    at = pairs.column_names.index("crop_offsets")
+    return pairs.set_column(at, "crop_offsets", crops).select(SCHEMA.names).cast(SCHEMA)
+
+
+def check_recordings(pairs: pa.Table) -> None:
     """Raises ValueError when clips of one recording are in two splits."""
-    seen: dict[str, str] = {}
-    mixed = {p["recording_id"] for p in pairs if seen.setdefault(p["recording_id"], p["split"]) != p["split"]}
+    counts = pairs.select(["recording_id", "split"]).group_by("recording_id").aggregate([("split", "count_distinct")])
+    mixed = counts.filter(pc.greater(counts["split_count_distinct"], 1))["recording_id"].to_pylist()
     if mixed:
         names = ", ".join(sorted(mixed)[:5])
         raise ValueError(f"{len(mixed)} recordings are in two splits: {names}; give all their clips one split")
 
 
-def _some(pairs: list[dict[str, Any]], count: int | None, seed: list[int]) -> list[dict[str, Any]]:
-    """`count` pairs drawn at random, in their old order; all of them for None."""
-    if count is None or count >= len(pairs):
-        return pairs
-    chosen = np.random.default_rng(seed).permutation(len(pairs))[:count]
-    return [pairs[index] for index in sorted(chosen)]
+def sweep(segments: pa.Table, scores: pa.Table, min_crop_score: float, sample_rate: int) -> pa.Table:
+    """What each threshold would keep of train: pairs and hours of sound, of all sources and of each (`SWEEP_SCHEMA`).
+
+    Thresholds go from the lowest score to the highest in steps of 0.01, crops are held to `min_crop_score`.
+    """
+    pairs = join(segments, scores)
+    pairs = pairs.filter(pc.and_(pc.equal(pairs["split"], "train"), pa.array(best_crops(pairs) >= min_crop_score)))
+    score, hours = pairs["score"].to_numpy().astype(float), pairs["num_samples"].to_numpy() / sample_rate / 3600
+    sources = np.array(pairs["source"].to_pylist(), object)
+    low, high = (np.floor(score.min() * 100), np.ceil(score.max() * 100)) if len(score) else (0, -1)
+    taus = np.arange(int(low), int(high) + 1) / 100
+    rows: list[tuple[float, str, int, float]] = []
+    for source in (ALL, *sorted(set(sources))):
+        own = np.ones(len(score), bool) if source == ALL else sources == source
+        order = np.argsort(score[own])
+        behind = np.append(np.cumsum(hours[own][order][::-1])[::-1], 0.0)  # hours from each pair to the best
+        first = np.searchsorted(score[own][order], taus)
+        counts, kept = own.sum() - first, behind[first]
+        rows += [(t, source, int(n), round(float(h), 6)) for t, n, h in zip(taus, counts, kept, strict=True)]
+    columns = zip(*rows, strict=True) if rows else ([], [], [], [])
+    return pa.table([list(column) for column in columns], schema=SWEEP_SCHEMA)
 
 
-def _enough(pairs: list[dict[str, Any]], train: list[dict[str, Any]], wanted: int, name: str, settings: Select) -> None:
-    if len(pairs) >= wanted:
+def _lists(pairs: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All values of a list column, where each row's begin, and how many it has."""
+    lengths = pc.fill_null(pc.list_value_length(pairs[column]), 0).to_numpy().astype(np.int64)
+    return pc.list_flatten(pairs[column]).to_numpy(), np.cumsum(lengths) - lengths, lengths
+
+
+def _some(rows: np.ndarray, count: int | None, seed: list[int]) -> np.ndarray:
+    """`count` rows drawn at random, in their old order; all of them for None."""
+    if count is None or count >= len(rows):
+        return rows
+    return rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:count])]
+
+
+def _top(pairs: pa.Table, rows: np.ndarray, count: int) -> np.ndarray:
+    """The `count` rows of the highest scores, best first; of equal ones by id."""
+    some = pa.table({"row": rows, "score": pairs["score"].take(rows), "id": pairs["id"].take(rows)})
+    order = pc.sort_indices(some, sort_keys=[("score", "descending"), ("id", "ascending")])
+    return rows[order.to_numpy()[:count]]
+
+
+def _enough(pairs: pa.Table, good: np.ndarray, train: np.ndarray, settings: Select) -> None:
+    """Raises ValueError where fewer pairs are left than are asked for, with a threshold that would do."""
+    rl, most = settings.rl_prompts, settings.max_pairs
+    if settings.reserve_rl:
+        wanted, name = rl + (1 if most is None else most), "max_pairs and the reserved rl_prompts" if most else "rl"
+    elif most is None:
+        wanted, name = max(1, rl), "rl_prompts" if rl else "stage 1"
+    else:
+        wanted, name = most, "max_pairs"
+        if rl > most:
+            raise ValueError(
+                f"filter.select.rl_prompts is {rl}, but they are taken from the stage-1 corpus of "
+                f"max_pairs {most}; raise max_pairs, lower rl_prompts, or set reserve_rl"
+            )
+    if len(good) >= wanted:
         return
-    left = f"{len(pairs)} of {len(train)} train pairs are left"
+    left = f"{len(good)} of {len(train)} train pairs are left"
     message = f"filter.select: {name} needs {wanted} pairs; {left}"
-    best = sorted((min(pair["score"], max(pair["crop_scores"])) for pair in train), reverse=True)
-    if wanted > len(best):
-        raise ValueError(f"{message}; no threshold would do, collect more or lower it to at most {len(best)}")
-    threshold = np.floor(best[wanted - 1] * 1000) / 1000
-    raise ValueError(
-        f"{message} with min_score {settings.min_score:g} and min_crop_score {settings.min_crop_score:g}; "
-        f"both at {threshold:g} would do"
-    )
+    if wanted > len(train):
+        raise ValueError(f"{message}; no threshold would do, collect more or lower it to at most {len(train)}")
+    given = f"{message} with min_score {settings.min_score:g} and min_crop_score {settings.min_crop_score:g}; "
+    score, crop = pairs["score"].to_numpy()[train].astype(float), best_crops(pairs)[train]
+    cropped = np.sort(score[crop >= settings.min_crop_score])[::-1]
+    if len(cropped) >= wanted:
+        raise ValueError(f"{given}min_score at {_below(cropped[wanted - 1]):g} would do")
+    both = np.sort(np.minimum(score, crop))[::-1]
+    raise ValueError(f"{given}both at {_below(both[wanted - 1]):g} would do")
+
+
+def _below(value: float) -> float:
+    """To three digits, never above."""
+    return float(np.floor(value * 1000) / 1000)

@@ -129,7 +129,7 @@ def tables(corpus: Corpus) -> dict[str, "pd.DataFrame"]:
         "splits": pairs,
     }
     for frame in frames.values():
-        for column in ("captions", "labels", "candidates", "crop_offsets", "crop_scores", "rules"):
+        for column in ("captions", "labels", "candidates", "crop_offsets", "crop_scores", "rules", "history"):
             if column in frame:
                 frame[f"num_{column}"] = frame.pop(column).map(len)
     clips, segments, captions, scores = (frames[name] for name in ("clips", "segments", "captions", "scores"))

@@ -133,6 +133,16 @@ def analysis(num_codebooks: int = 4) -> dict[str, Any]:
     return analyze.analyze(latents, clips, clips, losses)
 
 
+def sweep() -> list[dict[str, Any]]:
+    """What thresholds keep of three sources, as the stage `select` writes it."""
+    taus = [t / 100 for t in range(10, 81, 2)]
+    found = []
+    for source, count in (("all", 600), ("bbc", 300), ("clotho", 200), ("freesound", 100)):
+        kept = [round(count * (1 - t) ** 2) for t in taus]
+        found += [{"tau": t, "source": source, "pairs": n, "hours": n / 360} for t, n in zip(taus, kept, strict=True)]
+    return found
+
+
 def report(**changes: Any) -> Report:
     """A complete report; `changes` replaces parts of it."""
     from siren.evaluate.players import choose
@@ -159,5 +169,7 @@ def report(**changes: Any) -> Report:
         "analysis": analysis(),
         "lineage": [("seed", "0"), ("codec", "1a2b")],
         "missing": [],
+        "sweep": sweep(),
+        "min_score": 0.4,
     }
     return Report(**{**parts, **changes})

@@ -364,3 +364,12 @@ def test_quarantine_is_counted_by_reason_with_an_instance(tmp_path: Path) -> Non
 def test_rows_are_counted_over_all_shards(tmp_path: Path) -> None:
     shards.write_shards(tmp_path, "segments", pa.table({"id": ["a", "b", "c"]}), rows_per_shard=2)
     assert Records().rows(tmp_path / "segments-*.parquet", "segment") == 3
+
+
+def test_the_sweep_of_thresholds_is_drawn_and_told(report: Report, page: str) -> None:
+    assert "Pairs kept by threshold" in page
+    assert " h) at 0.35" in page
+    row = next(row for row in report.sweep or () if row["source"] == "all" and row["tau"] == 0.4)
+    assert f"{row['pairs']} pairs ({row['hours']:.3g} h) at 0.4" in page
+    assert "freesound" in page
+    assert "Pairs kept by threshold" not in changed(report, sweep=None)

@@ -1,5 +1,6 @@
 """The audit counts what select keeps, tells an item's whole history, and works while tables are still missing."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ def test_it_counts_what_select_keeps() -> None:
         scores=table(score.SCHEMA, scores),
     )
     for tau in (0.0, 0.35, 0.4, 0.6):
-        splits, _ = select.select(made.segments, made.captions, made.scores, Select(tau, 0.2, None, 0, 1, None), 0)
+        splits, _ = select.select(made.segments, made.scores, Select(tau, 0.2, None, 0, False, 1, None), 0)
         found = audit.kept(made, tau, 0.2)
         assert found is not None
         assert found.to_pylist() == splits["stage1"]["id"].to_pylist()
@@ -148,3 +149,22 @@ def test_a_segment_and_an_item_in_quarantine_are_found_too(tables: Tables) -> No
 def test_values_are_shown_short() -> None:
     assert audit.text([0.123456, "x", 3]) == "0.1235, x, 3"
     assert len(audit.text("x" * 5000)) < 500
+
+
+def test_the_history_tells_what_every_rule_made_of_each_candidate(tables: Tables) -> None:
+    steps = [{"rule": "opening", "text": "a dog barks."}, {"rule": "final_stop", "text": "a dog barks"}]
+    lost = {"rule": "refusal", "text": None}
+    history = [
+        {"origin": "qwen2-audio", "raw": "The audio contains a dog barks.", "missing": None, "steps": steps},
+        {"origin": "qwen2-audio", "raw": "I'm sorry", "missing": None, "steps": [lost]},
+        {"origin": "qwen2-audio", "raw": None, "missing": "timeout: no answer", "steps": []},
+    ]
+    row = {"id": "a-000", "caption": "a dog barks", "captioner": "qwen2-audio", "history": history}
+    found = audit.history(dataclasses.replace(tables, captions=table(caption.SCHEMA, [row])), "a-000")
+    facts = dict(found)["caption"]
+    assert "history" not in facts
+    assert [facts[f"candidate {n} (qwen2-audio)"] for n in (1, 2, 3)] == [
+        "'The audio contains a dog barks.' → opening: 'a dog barks.' → final_stop: 'a dog barks'",
+        '"I\'m sorry" → refusal: removed',
+        "missing, timeout: no answer",
+    ]

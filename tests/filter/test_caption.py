@@ -1,59 +1,33 @@
-"""Captions: each rule does what its name says, and nothing ends with an empty caption."""
+"""Captions: people's are kept, captioners fill in, nothing ends empty, and what became of each candidate is told."""
 
+import pickle
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from siren.config import ConfigError
+from siren import shards
+from siren.config import Caption, ConfigError
 from siren.filter import caption as captions
+from siren.filter.caption import captioners
+from siren.filter.caption.captioners import Answer, Clip
 
-EXAMPLES = [  # rule, before, after (None: removed)
-    ("whitespace", " a dog\n  barks\t", "a dog barks"),
-    ("whitespace", "ｒａｉｎ ﬁlls", "rain fills"),
-    ("final_stop", "A dog barks.", "A dog barks"),
-    ("final_stop", "A dog barks ...", "A dog barks"),
-    ("lower_case", "A Dog barks", "a dog barks"),
-    ("non_descriptive", "...", None),
-    ("non_descriptive", "Audio clip", None),
-    ("non_descriptive", "N/A", None),
-    ("non_descriptive", "recording_0012.WAV", None),
-    ("non_descriptive", "see https://example.org", None),
-    ("non_descriptive", "the sound of rain", "the sound of rain"),
-    ("transcribed_speech", 'a man says "good morning"', None),
-    ("transcribed_speech", "a man says something far away", "a man says something far away"),
-    ("non_english", "собака лает", None),
-    ("non_english", "犬が吠える", None),
-    ("non_english", "a café with music", "a café with music"),
-    ("non_english", "440 hz 1/2", "440 hz 1/2"),
-]
-
-
-@pytest.mark.parametrize(("rule", "before", "after"), EXAMPLES)
-def test_each_rule(rule: str, before: str, after: str | None) -> None:
-    assert captions.RULES[rule](before) == after
-
-
-def test_every_rule_has_an_example() -> None:
-    assert {rule for rule, _, _ in EXAMPLES} == set(captions.RULES)
-
-
-@given(st.text(max_size=40))
-def test_refining_never_gives_an_empty_caption_and_twice_is_once(text: str) -> None:
-    refined, rules = captions.refine(text)
-    assert set(rules) <= set(captions.RULES)
-    if refined is not None:
-        assert refined.strip() == refined != ""
-        again, _ = captions.refine(refined)
-        assert again in (refined, None)
+TEMPLATE = Caption("template", None, None)
 
 
 def segments(*rows: tuple[str, list[str], list[str], str | None]) -> pa.Table:
     return pa.Table.from_pylist([dict(zip(captions.SOURCE_COLUMNS, row, strict=True)) for row in rows])
 
 
+def made(table: pa.Table, seed: int = 0) -> tuple[pa.Table, list[dict[str, str]], dict[str, int]]:
+    return captions.Captioning(TEMPLATE, seed, 8000)(table)
+
+
 def test_human_captions_are_kept_templates_fill_and_the_rest_is_quarantined() -> None:
-    table, quarantine, used = captions.caption(
+    table, quarantine, used = made(
         segments(
             ("a", ["A dog barks."], ["cat"], "one"),
             ("b", ["...", "audio"], ["sea_waves"], "one"),
@@ -62,8 +36,6 @@ def test_human_captions_are_kept_templates_fill_and_the_rest_is_quarantined() ->
             ("e", ["?"], [], None),
             ("f", [], [], None),
         ),
-        "template",
-        0,
     )
     found = {row["id"]: (row["caption"], row["captioner"], row["rules"]) for row in table.to_pylist()}
     assert found == {
@@ -75,20 +47,140 @@ def test_human_captions_are_kept_templates_fill_and_the_rest_is_quarantined() ->
     assert [(row["item"], row["reason"]) for row in quarantine] == [("e", "no_caption"), ("f", "no_caption")]
     assert "non_descriptive" in quarantine[0]["detail"]
     assert used == {"final_stop": 2, "lower_case": 1, "non_descriptive": 2}
+    assert table["history"].to_pylist()[1] == [
+        {
+            "origin": "human",
+            "raw": "...",
+            "missing": None,
+            "steps": [{"rule": "final_stop", "text": ""}, {"rule": "non_descriptive", "text": None}],
+        },
+        {"origin": "human", "raw": "audio", "missing": None, "steps": [{"rule": "non_descriptive", "text": None}]},
+        {"origin": "template", "raw": "the sound of sea waves", "missing": None, "steps": []},
+    ]
 
 
 def test_one_of_several_is_drawn_by_id_and_seed_alone() -> None:
     many = [f"wording {i} of rain" for i in "abcdefgh"]
     rows = [(f"s{i}", many, [], None) for i in range(40)]
-    first = captions.caption(segments(*rows), "template", 0)[0].to_pylist()
-    alone = captions.caption(segments(rows[7]), "template", 0)[0].to_pylist()
-    other = captions.caption(segments(*rows), "template", 1)[0].to_pylist()
+    first = made(segments(*rows))[0].to_pylist()
+    alone = made(segments(rows[7]))[0].to_pylist()
+    other = made(segments(*rows), seed=1)[0].to_pylist()
     assert alone[0] == first[7]
     assert len({row["caption"] for row in first}) > 4
     assert first != other
     assert all(row["caption"] in row["candidates"] == many for row in first)
 
 
-def test_an_unknown_captioner_is_named() -> None:
-    with pytest.raises(ConfigError, match="'qwen'; there are template"):
-        captions.caption(segments(), "qwen", 0)
+def test_batches_of_any_size_give_the_same() -> None:
+    table = segments(*[(f"s{i}", ["A dog.", "Rain!"][: i % 3], ["dog"][: i % 2], None) for i in range(13)])
+    captioning = captions.Captioning(TEMPLATE, 0, 8000)
+    whole, lost, used = captioning(table)
+    parts = [captioning(table.slice(i, 2)) for i in range(0, 13, 2)]
+    assert whole.combine_chunks() == pa.concat_tables([part[0] for part in parts]).combine_chunks()
+    assert lost == [row for part in parts for row in part[1]]
+    assert used == dict(sum((Counter(part[2]) for part in parts), Counter()))
+    assert whole.num_rows + len(lost) == 13
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Caption("qwen", None, None), "'qwen'; there are template, qwen2-audio"),
+        (Caption("qwen2-audio", None, None), "describe null; say which model"),
+    ],
+)
+def test_a_captioner_that_cannot_be_is_named(settings: Caption, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        captions.Captioning(settings, 0, 8000)
+
+
+class Listener:
+    """Says what it was given, once as a model would, once not at all."""
+
+    hears = True
+    writes_freely = True
+
+    def __init__(self) -> None:
+        self.clips: list[Clip] = []
+
+    def __call__(self, clips: Sequence[Clip]) -> list[list[Answer]]:
+        self.clips += clips
+        return [
+            [
+                Answer(f"The audio contains {clip.labels[0]} barking loudly.", None),
+                Answer(None, "timeout: no answer"),
+                Answer("I'm sorry, I cannot do that"),
+            ]
+            for clip in clips
+        ]
+
+    def provenance(self) -> dict[str, Any]:
+        return {"model": "listener"}
+
+
+class Polisher:
+    def __init__(self, *answers: Answer) -> None:
+        self.answers = answers
+
+    def __call__(self, texts: Sequence[str]) -> list[Answer]:
+        return [*self.answers[: len(texts)]]
+
+
+def heard(monkeypatch: pytest.MonkeyPatch, *answers: Answer) -> tuple[Any, Listener]:
+    listener = Listener()
+    monkeypatch.setitem(captioners.CAPTIONERS, "listener", lambda settings, seed: listener)
+    captioning = captions.Captioning(Caption("listener", None, None), 0, 8000)
+    if answers:
+        captioning.rewriter = Polisher(*answers)  # type: ignore[assignment]
+    return captioning, listener
+
+
+def sounding(*names: str) -> pa.Table:
+    pcm = [shards.float_to_pcm(np.full(8, 0.1 * (i + 1))) for i in range(len(names))]
+    rows = [{"id": n, "captions": ["Rain."] if n == "h" else [], "labels": [f"a {n}"], "relation": None} for n in names]
+    table = pa.Table.from_pylist(rows)
+    return table.append_column("num_samples", pa.array([5] * len(names))).append_column("pcm", pa.array(pcm))
+
+
+def test_a_captioner_that_hears_gets_the_sound_without_padding_and_only_where_it_is_needed(monkeypatch) -> None:
+    captioning, listener = heard(monkeypatch)
+    assert {"pcm", "num_samples"} <= set(captioning.columns)
+    table, quarantine, used = captioning(sounding("dog", "h", "fox"))
+    assert [clip.id for clip in listener.clips] == ["dog", "fox"]
+    assert [clip.wav.shape for clip in listener.clips] == [(5,), (5,)]  # type: ignore[union-attr]
+    np.testing.assert_allclose(listener.clips[1].wav, 0.3, atol=1e-4)  # type: ignore[arg-type]
+    assert quarantine == []
+    assert table["caption"].to_pylist() == ["a dog barking loudly", "rain", "a fox barking loudly"]
+    assert table["candidates"].to_pylist()[0] == ["a dog barking loudly"]
+    story = table["history"].to_pylist()[0]
+    assert [step["rule"] for step in story[0]["steps"]] == ["opening", "final_stop"]
+    assert story[1] == {"origin": "listener", "raw": None, "missing": "timeout: no answer", "steps": []}
+    assert story[2]["steps"] == [{"rule": "refusal", "text": None}]
+    assert used["missing"] == used["refusal"] == 2 or used["missing"] == 2
+
+
+def test_a_rewriter_polishes_what_a_model_wrote_and_the_rules_hold_again(monkeypatch) -> None:
+    captioning, _ = heard(monkeypatch, Answer("Here is a caption: A Dog Bark."), Answer(None, "timeout: late"))
+    table, _, _ = captioning(sounding("dog", "h", "fox"))
+    assert table["caption"].to_pylist() == ["a dog bark", "rain", "a fox barking loudly"]
+    steps = [row[0]["steps"] for row in table["history"].to_pylist()]
+    assert [step["rule"] for step in steps[0]][2:] == ["rewrite", "opening", "final_stop", "lower_case"]
+    assert steps[2][-1] == {"rule": "rewrite failed (timeout: late)", "text": "a fox barking loudly"}
+
+
+def test_a_clip_is_quarantined_with_what_became_of_every_candidate(monkeypatch) -> None:
+    captioning, _ = heard(monkeypatch, Answer("none"))
+    table, quarantine, _ = captioning(sounding("dog"))
+    assert table.num_rows == 0
+    assert quarantine[0]["reason"] == "no_caption"
+    for part in ("(non_descriptive)", "missing, timeout: no answer", "(refusal)"):
+        assert part in quarantine[0]["detail"]
+
+
+def test_captioning_can_be_sent_to_another_process() -> None:
+    from tests.filter.test_language_models import describe
+
+    settings = Caption("qwen2-audio", describe("nowhere"), None)
+    sent = pickle.loads(pickle.dumps(captions.Captioning(settings, 3, 8000)))
+    assert sent.settings == settings
+    assert sent.captioner.seed == 3

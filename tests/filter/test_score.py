@@ -61,7 +61,7 @@ def test_scores_are_cosines_whatever_the_batches(batch_size: int) -> None:
         Level(),
         list("abc"),
         constant(levels),
-        [f"level {x}" for x in said],
+        [[f"level {x}"] for x in said],
         [[0]] * 3,
         800,
         8000,
@@ -78,7 +78,7 @@ def test_each_crop_is_scored_where_it_lies() -> None:
         Level(),
         ["a", "b"],
         pcm,
-        ["level 0.1", "level 0.8"],
+        [["level 0.1"], ["level 0.8"]],
         [[0, 400], [0, 200, 400]],
         400,
         8000,
@@ -96,7 +96,7 @@ def test_waveforms_are_brought_to_the_rate_of_the_network_and_texts_embedded_onc
         clap,
         list("abc"),
         constant([0.5] * 3),
-        ["level 0.5"] * 3,
+        [["level 0.5"]] * 3,
         [[0]] * 3,
         800,
         8000,
@@ -111,7 +111,7 @@ def test_what_has_no_score_is_quarantined() -> None:
         Level(),
         ["a", "b"],
         constant([0.1, 0.2]),
-        ["level nan", "level 0.2"],
+        [["level nan"], ["level 0.2"]],
         [[0]] * 2,
         800,
         8000,
@@ -121,11 +121,38 @@ def test_what_has_no_score_is_quarantined() -> None:
     assert [(row["item"], row["stage"], row["reason"]) for row in bad] == [("a", "score", "score_failed")]
 
 
-def test_segments_are_joined_with_their_captions() -> None:
+def test_the_best_candidate_is_kept_and_crops_are_scored_with_it() -> None:
+    pcm = np.concatenate([constant([0.1, 0.9], 400), constant([0.1, 0.9], 400)], 1)
+    candidates = [["level 0.8", "level 0.2", "level nan"], ["level 0.8"]]
+    table, bad = scores.score_pairs(Level(), ["a", "b"], pcm, candidates, [[0, 400]] * 2, 400, 8000, 1)  # type: ignore[arg-type]
+    assert bad == []
+    assert table["caption"].to_pylist() == ["level 0.2", "level 0.8"]
+    found = table["candidate_scores"].to_pylist()
+    np.testing.assert_allclose(found[0], np.cos([0.7, 0.1, np.nan]), atol=1e-4)
+    np.testing.assert_allclose(table["score"], np.cos([0.1, 0.1]), atol=1e-4)
+    np.testing.assert_allclose(table["crop_scores"].to_pylist(), np.cos(np.full((2, 2), 0.1)), atol=1e-4)
+
+
+def tables() -> tuple[pa.Table, pa.Table]:
     pcm = [row.tobytes() for row in constant([0.1, 0.2, 0.3])]
-    segments = pa.table({"id": ["a", "b", "c"], "num_samples": [800, 800, 300], "pcm": pcm})
-    captions = pa.table({"id": ["c", "a"], "caption": ["level 0.3", "level 0.1"]})
-    table, _ = scores.score(Level(), segments, captions, Audio(8000, 0.1), Score(0.05, 0.025, 2))  # type: ignore[arg-type]
+    given = {"id": ["a", "b", "c"], "num_samples": [800, 800, 300], "split": ["train", "train", "test"], "pcm": pcm}
+    drawn = {"id": ["c", "a"], "caption": ["level 0.5", "level 0.1"]}
+    return pa.table(given), pa.table(
+        drawn | {"candidates": [["level 0.3", "level 0.5"], ["level 0.1", "level 0.11", "level 0.9"]]}
+    )
+
+
+def test_segments_are_joined_with_their_captions() -> None:
+    table, _ = scores.score(Level(), *tables(), Audio(8000, 0.1), Score(0.05, 0.025, 2, "drawn"))  # type: ignore[arg-type]
     assert table["id"].to_pylist() == ["a", "c"]
-    assert min(table["score"].to_pylist()) > 0.999
+    assert table["caption"].to_pylist() == ["level 0.1", "level 0.5"]
+    np.testing.assert_allclose(table["score"], np.cos([0, 0.2]), atol=1e-4)
     assert table["crop_offsets"].to_pylist() == [[0, 200, 400], [0, 200]]
+
+
+def test_held_out_prompts_are_not_chosen_by_the_judge() -> None:
+    segments, captions = tables()
+    captions = captions.set_column(1, "caption", [["level 0.5", "level 0.9"]])
+    table, _ = scores.score(Level(), segments, captions, Audio(8000, 0.1), Score(0.05, 0.025, 2, "best"))  # type: ignore[arg-type]
+    assert table["caption"].to_pylist() == ["level 0.1", "level 0.5"]  # train: the best; test: as drawn
+    assert [len(row) for row in table["candidate_scores"].to_pylist()] == [3, 1]

@@ -18,6 +18,7 @@ RULES: dict[str, Any] = {
     "min_crop_score": 0.1,
     "max_pairs": None,
     "rl_prompts": 2,
+    "reserve_rl": False,
     "val_pairs": 2,
     "test_pairs": None,
 }
@@ -34,13 +35,13 @@ def corpus(train: list[float], crops: list[list[float]] | None = None, held: int
             "relation": ["one"] * len(names),
             "recording_id": [f"r-{name}" for name in names],
             "split": splits,
+            "source": ["forest" if name.endswith(("1", "3")) else "city" for name in names],
+            "num_samples": [3600 * 100] * len(names),
         }
     )
-    captions = pa.table({"id": names, "caption": [f"caption of {name}" for name in names]})
-    scores = pa.table(
-        [names, train + [-0.3] * 2 * held, [[100 * i for i in range(len(c))] for c in crops], crops], schema=SCORES
-    )
-    return segments, captions, scores
+    values = train + [-0.3] * 2 * held
+    columns = [names, [f"caption of {name}" for name in names], [[v] for v in values], values]
+    return segments, pa.table([*columns, [[100 * i for i in range(len(c))] for c in crops], crops], schema=SCORES)
 
 
 def choose(tables: tuple[pa.Table, ...], seed: int = 0, **rules: Any) -> tuple[dict[str, pa.Table], dict[str, int]]:
@@ -70,9 +71,9 @@ def test_thresholds_top_and_held_out_splits() -> None:
     assert all(table.schema.equals(selection.SCHEMA) for table in splits.values())
 
 
-def test_a_pair_without_caption_or_score_is_no_pair() -> None:
-    segments, captions, scores = corpus([0.5, 0.6, 0.7])
-    splits, funnel = choose((segments, captions.slice(1), scores))
+def test_a_segment_without_a_score_is_no_pair() -> None:
+    segments, scores = corpus([0.5, 0.6, 0.7])
+    splits, funnel = choose((segments, scores.slice(1)))
     assert splits["stage1"]["id"].to_pylist() == ["t1", "t2"]
     assert (funnel["segments"], funnel["scored"]) == (9, 8)
 
@@ -105,8 +106,9 @@ def test_too_few_names_a_threshold_that_would_do(scores: list[float], wanted: in
         if "no threshold would do" in message:
             assert wanted > len(scores)
             return
-        threshold = float(re.search(r"both at (-?[\d.]+) would do", message)[1])  # type: ignore[index]
-        choose(tables, **{"rl_prompts": 0, "min_score": threshold, "min_crop_score": threshold, name: wanted})
+        kind, threshold = re.search(r"(both|min_score) at (-?[\d.]+) would do", message).groups()  # type: ignore[union-attr]
+        changed = {"min_score": float(threshold)} | ({"min_crop_score": float(threshold)} if kind == "both" else {})
+        choose(tables, **{"rl_prompts": 0, name: wanted} | changed)
 
 
 @pytest.mark.parametrize(("name", "asked"), [("val_pairs", 4), ("test_pairs", 9)])
@@ -121,12 +123,12 @@ def test_more_prompts_than_pairs_is_an_error_of_the_settings() -> None:
 
 
 def test_a_recording_in_two_splits_is_an_error() -> None:
-    segments, captions, scores = corpus([0.5, 0.6])
+    segments, scores = corpus([0.5, 0.6])
     column = segments["recording_id"].to_pylist()
     column[-1] = column[0]
     segments = segments.set_column(segments.column_names.index("recording_id"), "recording_id", [column])
     with pytest.raises(ValueError, match="1 recordings are in two splits: r-t0"):
-        choose((segments, captions, scores))
+        choose((segments, scores))
 
 
 def test_a_random_corpus_depends_on_the_seed_alone() -> None:
@@ -134,3 +136,53 @@ def test_a_random_corpus_depends_on_the_seed_alone() -> None:
     draws = [choose(tables, seed, max_pairs=10)[0]["stage1"]["id"].to_pylist() for seed in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
     assert len(draws[0]) == 10
+
+
+def test_the_threshold_alone_is_named_where_crops_are_no_hindrance() -> None:
+    tables = corpus([0.31, 0.32, 0.5])
+    with pytest.raises(ValueError, match=r"max_pairs needs 3 pairs; 1 of 3 .* min_score at 0.31 would do"):
+        choose(tables, min_score=0.4, max_pairs=3)
+    with pytest.raises(ValueError, match=r"both at 0.05 would do"):
+        choose(corpus([0.31, 0.32, 0.5], [[0.05], [0.3], [0.3]]), min_score=0.4, max_pairs=3)
+
+
+def test_reserved_prompts_are_the_best_of_all_and_trained_on_nowhere_else() -> None:
+    tables = corpus(list(np.linspace(0.3, 0.9, 30)))
+    splits, funnel = choose(tables, max_pairs=10, rl_prompts=4, reserve_rl=True)
+    assert splits["rl"]["id"].to_pylist() == ["t29", "t28", "t27", "t26"]
+    assert not set(splits["rl"]["id"].to_pylist()) & set(splits["stage1"]["id"].to_pylist())
+    assert (funnel["stage1"], funnel["rl"]) == (10, 4)
+    rest, _ = choose(tables, max_pairs=None, rl_prompts=4, reserve_rl=True)
+    assert rest["stage1"].num_rows == 26
+    with pytest.raises(ValueError, match=r"max_pairs and the reserved rl_prompts needs 31 pairs; 30 of 30"):
+        choose(tables, max_pairs=27, rl_prompts=4, reserve_rl=True)
+
+
+def test_crops_below_the_threshold_are_left_out_and_one_is_always_left() -> None:
+    tables = corpus([0.5, 0.5], [[0.3, 0.05, 0.3], [0.2, 0.4]])
+    splits, _ = choose(tables, min_crop_score=0.25, rl_prompts=0)
+    assert splits["stage1"]["crop_offsets"].to_pylist() == [[0, 200], [100]]
+    segments, scores = corpus([0.5], held=1)
+    scores = scores.set_column(5, "crop_scores", pa.array([[0.5], [-0.2, -0.2], [-0.3, -0.2]], pa.list_(pa.float32())))
+    splits, _ = choose((segments, scores), val_pairs=1, rl_prompts=0)
+    assert splits["val"]["crop_offsets"].to_pylist() == [[0]]  # the earlier of equal ones
+    assert splits["test"]["crop_offsets"].to_pylist() == [[100]]
+
+
+def test_the_sweep_agrees_with_the_selection_at_every_threshold() -> None:
+    values = [0.101, 0.2, 0.25, 0.31, 0.31, 0.9, 0.5]
+    tables = corpus(values, [[v] for v in values[:-1]] + [[0.0]])
+    swept = selection.sweep(*tables, 0.1, 100).to_pylist()
+    assert {row["source"] for row in swept} == {"all", "forest", "city"}
+    for row in swept:
+        if row["source"] == "all":
+            try:
+                _, funnel = choose(tables, min_score=row["tau"], rl_prompts=0)
+                assert funnel["stage1"] == row["pairs"]
+            except ValueError:
+                assert row["pairs"] == 0
+            parts = [r["pairs"] for r in swept if r["tau"] == row["tau"] and r["source"] != "all"]
+            assert sum(parts) == row["pairs"]
+        assert row["hours"] == pytest.approx(row["pairs"])
+    assert [swept[0]["pairs"], swept[0]["tau"]] == [6, 0.1]  # t6 has no crop above 0.1
+    assert selection.sweep(tables[0].slice(0, 0), tables[1], 0.1, 100).num_rows == 0

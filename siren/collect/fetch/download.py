@@ -184,7 +184,10 @@ class Downloader:
         self.count()
         try:
             with self._http().stream("GET", url, headers=asked) as response:
-                _check_status(url, response, part)
+                if response.status_code == 416:  # what was here is longer than the file has become
+                    part.unlink(missing_ok=True)
+                    raise Passing("incomplete", f"{url} answered 416")
+                check_status(url, response)
                 resumed = response.status_code == 206 and _range_start(response) == have
                 if response.status_code == 206 and not resumed:
                     part.unlink(missing_ok=True)
@@ -242,14 +245,12 @@ def unavailable(what: str, error: FetchError) -> ValueError:
     )
 
 
-def _check_status(url: str, response: Any, part: Path) -> None:
+def check_status(url: str, response: Any) -> None:
+    """Raises `Passing` for an answer that another try may change, `FetchError` for one that it will not."""
     code = response.status_code
     if code in (200, 206):
         return
     said = f"{url} answered {code}"
-    if code == 416:  # what was here is longer than the file has become
-        part.unlink(missing_ok=True)
-        raise Passing("incomplete", said)
     if code == 429:
         raise Passing("rate_limited", said, _retry_after(response))
     if code == 408 or code >= 500:
