@@ -150,12 +150,15 @@ def set_metrics(
         notes.append(f"IS: {score.note}")
     resamples = max(1, settings.bootstrap // SET_RESAMPLES_SHARE)
     if arm != "shuffled":  # the same set of clips as the arm it was made from
-        interval = bootstrap.of_sets(
-            lambda logits: metrics.inception_score(logits, settings.is_splits).mean, (heard.logits,), resamples, seed
+        interval = bootstrap.of_counts(
+            lambda counts: metrics.inception_score(np.repeat(heard.logits, counts, axis=0), settings.is_splits).mean,
+            len(heard.logits),
+            resamples,
+            seed,
+            least=1.0,  # the score of clips that are all alike
         )
         result[_key("is", called)] = {
             **_plain(interval, count=len(heard.logits)),
-            "low": _round(max(1.0, interval.low)),  # the score of clips that are all alike
             "std": _round(score.std),
             "splits": score.splits,
         }
