@@ -106,13 +106,15 @@ def test_a_killed_stage_ends_in_the_weights_of_one_never_killed(clone: Path) -> 
     assert lock(clone) == before
 
 
-# What a stage may have imported by its end, beside what none of them may. pyarrow and soundfile are for any.
-NEVER = {"dvc", "prefect", "ray", "gradio", "pandas", "mlflow"}
+# What a stage may have imported by its end, beside what none of them may. pyarrow and soundfile are for any, and pandas
+# comes with pyarrow, which looks for it.
+NEVER = {"dvc", "prefect", "ray", "gradio"}
 ONLY = {
     "great_expectations": {"validate"},
     "yt_dlp": {"fetch"},
-    "sklearn": {"validate", "analyze", "evaluate"},
-    "matplotlib": {"analyze", "evaluate", "validate"},
+    "mlflow": {"register"},
+    "sklearn": {"validate", "analyze", "evaluate", "register"},
+    "matplotlib": {"analyze", "evaluate", "register"},
     "torch": {"codec", "clap", "imagebind", "judge", "score", "tokenize", "stage1", "align", "sample", "analyze"}
     | {"evaluate", "register"},
     "transformers": {"clap", "imagebind", "score", "tokenize", "align", "sample", "evaluate", "register"},
@@ -123,13 +125,8 @@ def test_no_stage_imports_what_it_does_not_use(clone: Path) -> None:
     folders = (clone / ".siren" / "runs").glob("*/run.json")
     imported = {r["name"].split("@")[0]: set(r["imported"]) for r in map(json.loads, map(Path.read_text, folders))}
     assert {"fetch", "validate", "tokenize", "stage1", "align", "evaluate", "register"} <= set(imported)
-    # Data Docs are pandas' by their nature, and registering is MLflow's.
-    excused = {"validate": {"pandas"}, "register": {"mlflow", "pandas"}}
     extra = {
-        stage: sorted(
-            (names & NEVER) - excused.get(stage, set())
-            | {name for name in names if stage not in ONLY.get(name, {stage})} - excused.get(stage, set())
-        )
+        stage: sorted((names & NEVER) | {name for name in names if stage not in ONLY.get(name, {stage})})
         for stage, names in imported.items()
     }
     assert {stage: names for stage, names in extra.items() if names} == {}

@@ -168,6 +168,7 @@ def test_a_stage_whose_dvc_is_killed_ends_too_and_the_next_one_has_the_files_to_
     eventually(lambda: counted(pipeline, "fetch") == ["began"], "the stage began")
     (stage,) = (p for p in psutil.Process(first.pid).children(recursive=True) if "stage.py" in p.cmdline())
     first.send_signal(signal.SIGKILL)
+    first.wait()  # a process that nobody waited for still has its id, and DVC goes by that
     second = repro(pipeline)
     said = second.communicate(timeout=servers.PATIENCE)[0]
     assert second.returncode == 0, said
