@@ -1381,6 +1381,11 @@ def _tables() -> Any:
         if shards.shard_paths(SEGMENTS, "segments")
         else None,
         splits={path.stem: pq.read_table(path) for path in sorted(SPLITS.glob("*.parquet"))},
+        tokens={
+            path.stem: shards.read_shards(TOKENS, path.stem, ["id", "num_frames", "text_length", "crop_offsets"])
+            for path in sorted(SPLITS.glob("*.parquet"))
+            if shards.shard_paths(TOKENS, path.stem)
+        },
         quarantined={
             name: shards.read_quarantine(folder)
             for name, folder in folders.items()

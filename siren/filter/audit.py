@@ -28,6 +28,7 @@ class Tables:
     captions: pa.Table | None = None
     scores: pa.Table | None = None
     splits: dict[str, pa.Table] = field(default_factory=dict)
+    tokens: dict[str, pa.Table] = field(default_factory=dict)  # split → id, num_frames, text_length, crop_offsets
     quarantined: dict[str, pa.Table] = field(default_factory=dict)  # stage → its quarantine
 
 
@@ -62,6 +63,8 @@ def audit(tables: Tables, sample_rate: int, thresholds: Sequence[float], min_cro
         step(f"kept at tau {tau:g}", kept(tables, tau, min_crop_score))
     for name, table in tables.splits.items():
         step(f"split {name}", _ids(table))
+    if tables.tokens:
+        step("with tokens", pc.unique(pa.chunked_array([c for t in tables.tokens.values() for c in t["id"].chunks])))
     quarantined = [
         {"stage": stage, "reason": row["reason"], "items": row["reason_count"]}
         for stage, table in tables.quarantined.items()
@@ -154,6 +157,11 @@ def history(tables: Tables, name: str) -> list[tuple[str, dict[str, Any]]]:
         for split, table in tables.splits.items():
             columns = ("id", "caption", "score", "crop_offsets")
             story += [(f"select: {split}", {key: row[key] for key in columns}) for row in _rows(table, "id", own)]
+        if tables.splits and story[-1][0] == "score":
+            best = max(story[-1][1]["crop_scores"], default=None)
+            story.append(("select: in no split", {"score": story[-1][1]["score"], "best_crop_score": best}))
+        for split, table in tables.tokens.items():
+            story += [(f"tokenize: {split}", row) for row in _rows(table, "id", own)]
     if not story:
         raise ValueError(f"nothing in data/ is called {name!r}{_near(tables, name)}")
     return story

@@ -51,6 +51,9 @@ def tables() -> Tables:
         captions=table(caption.SCHEMA, captions),
         scores=table(score.SCHEMA, scores),
         splits={"stage1": table(select.SCHEMA, [{"id": "a-000", "caption": "sound a", "score": 0.5}])},
+        tokens={
+            "stage1": pa.table({"id": ["a-000"], "num_frames": [500], "text_length": [7], "crop_offsets": [[0, 50]]})
+        },
         quarantined={
             "fetch": quarantine(("d", "not_found")),
             "segment": quarantine(("a-001", "silent"), ("c", "too_short"), ("x", "silent")),
@@ -69,6 +72,7 @@ def test_the_funnel_by_hand(tables: Tables) -> None:
         ("kept at tau 0.35", 2),
         ("kept at tau 0.4", 1),
         ("split stage1", 1),
+        ("with tokens", 1),
     ]
     hours = {name: hours * 3600 for name, _, hours in found.funnel}
     assert (hours["segments"], hours["kept at tau 0.35"], hours["split stage1"]) == pytest.approx((25, 15, 10))
@@ -125,9 +129,10 @@ def test_a_clips_history_has_its_pieces_its_rejects_and_its_recording(tables: Ta
         "fetch",
         "segment: quarantined",
         "same recording",
-        *["segment", "caption", "score", "select: stage1"],
-        *["segment", "caption", "score"],
+        *["segment", "caption", "score", "select: stage1", "tokenize: stage1"],
+        *["segment", "caption", "score", "select: in no split"],
     ]
+    assert story[-1][1] == {"score": pytest.approx(0.37), "best_crop_score": pytest.approx(0.37)}
     assert story[1][1] == {"item": "a-001", "reason": "silent", "detail": "why a-001"}
     assert story[2][1] == {"clips": ["b"]}
 
