@@ -361,6 +361,21 @@ def _network(name: str, given: str | None) -> Path | None:
 
 
 @app.command(rich_help_panel=PEOPLE)
+def import_clap(
+    weights: Annotated[
+        Path, typer.Argument(help="A checkpoint of laion_clap or of MS-CLAP; tokenizer.json beside it.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Folder for it, below the --networks of `siren measure`.")],
+) -> None:
+    """A published CLAP to this project's format, so that it scores beside others; nothing is unpickled."""
+    from siren.networks import clap
+
+    made = clap.import_file(weights)
+    clap.save(out, made, clap.extra(str(weights)))
+    print(f"{out}: {type(made.arch).__name__} at {made.sample_rate} Hz")
+
+
+@app.command(rich_help_panel=PEOPLE)
 def export_checkpoint(
     model: Annotated[str, typer.Argument(help="A folder of transformers, or a model as `generate` takes it.")],
     out: Annotated[Path, typer.Argument(help="Folder for manifest.json and what it names.")],

@@ -154,7 +154,9 @@ def chart(record: Mapping[str, Any], question: str) -> Any:
             axes.bar(x, value, 0.9 * width, color=PALETTE[i], label=system)
             axes.errorbar(x, value, [value - low, high - value], fmt="none", ecolor="#0a0b0c", elinewidth=1)
         axes.axhline(100 / len(systems), color="#0a0b0c", linewidth=0.8, linestyle=(0, (4, 3)))
-        axes.set_xticks(range(len(sets)), [name.replace("-", "-\n") if len(name) > 14 else name for name in sets])
+        axes.set_xticks(
+            range(len(sets)), ["-\n".join(name.rsplit("-", 1)) if len(name) > 14 else name for name in sets]
+        )
         axes.set(ylim=(0, 105), ylabel="ranked best (%)")
         axes.legend(ncols=min(3, len(systems)), loc="lower center", bbox_to_anchor=(0.5, 1))
         axes.grid(axis="x", visible=False)

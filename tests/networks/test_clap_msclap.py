@@ -152,6 +152,14 @@ def test_a_saved_one_is_found_under_the_name_of_its_metrics(clap: msclap.MsClap,
     assert found.origin["weights"] == path.name
 
 
+def test_a_file_is_imported_by_what_it_holds(clap: msclap.MsClap, small: None, tmp_path: Path) -> None:
+    made = claps.import_file(checkpoint(tmp_path, clap))
+    assert (made.backend, made.sample_rate) == ("msclap", 22050)
+    torch.save({"model": {"x": torch.zeros(1)}}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="not a laion_clap checkpoint"):
+        claps.import_file(tmp_path / "other.pth")
+
+
 def test_another_mel_matrix_is_refused(clap: msclap.MsClap, small: None, tmp_path: Path) -> None:
     name = next(name for name in layout(clap) if name.endswith("melW"))
     other = LogMel(replace(clap.arch, sample_rate=24000)).filters

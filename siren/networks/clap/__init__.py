@@ -9,9 +9,9 @@ from siren.networks import store
 from siren.networks.clap.architecture import Architecture, architecture, require_same
 from siren.networks.clap.hf import TransformersClap
 from siren.networks.clap.laion import LaionClap
-from siren.networks.clap.msclap import MsClap
+from siren.networks.clap.msclap import MsClap, is_msclap
 from siren.networks.clap.protocol import Clap
-from siren.networks.clap.published import load_published
+from siren.networks.clap.published import load_published, load_tensors
 from siren.networks.text import Tokenizer, train
 
 KIND = "clap"
@@ -77,6 +77,14 @@ def load_weights(network: Network, sample_rate: int) -> Clap:
     else:
         clap = load_published(network.weights, _backend(network.backend), sample_rate)
     require_same(network.architecture, clap.arch, network.weights, "networks.clap.architecture")
+    return clap
+
+
+def import_file(path: Path) -> Clap:
+    """A published checkpoint file of either family, for waveforms at its own rate. Raises ValueError for another."""
+    backend = MsClap if is_msclap(load_tensors(path).get("model", {})) else TransformersClap
+    clap = load_published(str(path), backend, sample_rate=1)
+    clap.sample_rate = clap.arch.sample_rate
     return clap
 
 
