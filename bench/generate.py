@@ -268,8 +268,8 @@ def measure(name: str, size: Size, batch: int, rounds: int, num_frames: int, dev
         for row, call in calls.items():
             seconds[row].append(timed(call))
     print(
-        f"{name}, batch {batch}, {num_frames} frames, {rounds} rounds; {parameters / 1e6:.1f} M parameters in blocks and "
-        f"heads, MusicGen {peer.width} wide, {peer.layers} layers",
+        f"{name}, batch {batch}, {num_frames} frames, {rounds} rounds; {parameters / 1e6:.1f} M parameters in blocks "
+        f"and heads, MusicGen {peer.width} wide, {peer.layers} layers",
         flush=True,
     )
     steps = 1 + (CODEBOOKS - 1) / num_frames

@@ -9,7 +9,6 @@ import difflib
 import inspect
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,8 +19,6 @@ import typer
 from siren import progress
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from siren.config import Config
     from siren.evaluate.measure import Measured
     from siren.tracking.promotion import Verdict
@@ -72,51 +69,79 @@ def _verb(function: Callable[..., Any]) -> Callable[..., None]:
 
 @app.command(rich_help_panel=PEOPLE)
 def generate(
-    prompts: Annotated[list[str], typer.Argument(help="What to hear.", metavar="PROMPT...")],
+    prompts: Annotated[list[str] | None, typer.Argument(help="What to hear.", metavar="[PROMPT]...")] = None,
+    file: Annotated[str | None, typer.Option(help="A prompt on each line of this file; - for standard input.")] = None,
     model: Annotated[
         str, typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or a model's folder.")
     ] = CHAMPION,
-    out: Annotated[Path, typer.Option(help="Folder for WAV files and their JSON sidecars.")] = Path("generated"),
+    out: Annotated[Path, typer.Option(help="Folder for sounds and their JSON sidecars.")] = Path("generated"),
     seed: Annotated[int, typer.Option(help="Same prompt and seed, same sound.")] = 0,
     samples: Annotated[int, typer.Option(min=1, help="Clips for each prompt, at seeds SEED, SEED + 1, ...")] = 1,
     seconds: Annotated[float | None, typer.Option(help="Length; by default that of the training clips.")] = None,
     temperature: Annotated[float | None, typer.Option(help="By default as the model was registered.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Likewise; 1 takes the likeliest code.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Likewise.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Likewise; 1 is none. Needs dropped text in training.")] = None,
+    best_of: Annotated[int, typer.Option(min=1, help="Make so many of each clip and keep what CLAP likes best.")] = 1,
+    format: Annotated[str, typer.Option(help="wav or flac.")] = "wav",
+    stream: Annotated[bool, typer.Option("--stream", help="Clip by clip, written while it is made.")] = False,
+    continue_from: Annotated[Path | None, typer.Option(help="Write what follows this sound.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips made at once; does not change them.")] = BATCH,
 ) -> None:
-    """Prompts to WAV files, with a registered model or one in a folder."""
+    """Prompts to sound files, with a registered model or one in a folder; finished files are left as they are."""
     import dataclasses
 
     from siren.tracking import registry
 
+    texts = list(prompts or []) + (_lines(file) if file else [])
+    if not texts:
+        raise ValueError("no prompts; give them as arguments or with --file")
+    if format not in ("wav", "flac"):
+        raise ValueError(f"--format is {format!r}; there are wav and flac")
+    if stream and (best_of > 1 or format != "wav"):
+        raise ValueError("--stream writes a wav at once; leave out --best-of and --format")
     folder, name = registry.open_bundle(model)
     import torch  # only after the model was found
 
+    from siren import audio
+    from siren.generate import batch
     from siren.generate.bundle import Bundle
+    from siren.networks.store import file_sha256
 
     bundle = Bundle.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
-    changes: dict[str, Any] = {k: v for k, v in {"temperature": temperature, "top_k": top_k}.items() if v is not None}
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    facts: dict[str, Any] = {"model": name, "sample_rate": bundle.sample_rate}
+    prefix = None
+    if continue_from:
+        wav, rate = audio.read(continue_from)
+        prefix = bundle.encode(audio.resample(audio.to_mono(wav), rate, bundle.sample_rate))
+        facts |= {"continues": file_sha256(continue_from)}
+    length = bundle.seconds if seconds is None else seconds
     sampling = dataclasses.replace(bundle.sampling, **changes)
-    wanted = [(prompt, seed + n) for prompt in prompts for n in range(samples)]
-    facts = {"model": name, "sample_rate": bundle.sample_rate, "sampling": dataclasses.asdict(sampling)}
-    starts = range(0, len(wanted), BATCH)
-    for start in progress.track(starts, "generate", len(starts), unit="batch"):
-        texts, seeds = map(list, zip(*wanted[start : start + BATCH], strict=True))
-        wavs = bundle.sample(texts, seeds, seconds, sampling)
-        for number, (text, own, wav) in enumerate(zip(texts, seeds, wavs, strict=True), start):
-            _write_clip(out / f"{number:03d}-{_slug(text)}-{own}.wav", wav, {"prompt": text, "seed": own, **facts})
+    job = batch.Job(length, sampling, facts, best_of, f".{format}", prefix)
+    wanted = batch.clips(texts, seed, samples, out, job.suffix)
+    rest = [clip for clip in wanted if not batch.finished(clip, job)]
+    if len(rest) < len(wanted):
+        progress.notice(f"{len(wanted) - len(rest)} of {len(wanted)} clips are there already")
+    if rest:
+        needed = bundle.memory(1 if stream else min(batch_size, len(rest)), length, sampling)["total"]
+        progress.notice(f"sampling takes {needed / 2**20:,.0f} MiB besides the model")
+    if stream:
+        for clip in rest:
+            for done in batch.make_streaming(bundle, clip, job):
+                progress.notice(f"{clip.path}: {done:.2f} of {length:.2f} s")
+    else:
+        for _ in progress.track(batch.make(bundle, rest, job, batch_size), "generate", len(rest), unit="clip"):
+            pass
+    for clip in wanted:
+        print(clip.path)
 
 
-def _write_clip(path: Path, wav: "np.ndarray", facts: dict[str, Any]) -> None:
-    """The sound, and beside it how it was made."""
-    from siren import audio
-
-    audio.write(path, wav, facts["sample_rate"])
-    path.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
-    print(path)
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60] or "prompt"
+def _lines(file: str) -> list[str]:
+    """The prompts of a file, or of standard input; empty lines are none."""
+    text = sys.stdin.read() if file == "-" else Path(file).read_text()
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 @app.command(rich_help_panel=PEOPLE)

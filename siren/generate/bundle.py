@@ -10,16 +10,23 @@ a transformer remembers the fingerprint of the codec and of the text encoder tha
 
 import dataclasses
 import json
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from siren.config import Model, Sampling, parse
-from siren.generate.sampler import sample
+from siren.generate import streaming
+from siren.generate.choice import guided
+from siren.generate.sampler import Sampler, prepare
+from siren.generate.stacked import Stacked
+from siren.model.budget import sampling_memory
 from siren.model.codebooks import CodecTables
 from siren.model.siren import Siren
 from siren.model.transformer import ResidualTransformer
@@ -31,6 +38,7 @@ from siren.networks.codec import Codec
 
 KIND = "transformer"
 INDEX = "bundle.json"
+LONGEST_SECONDS = 600.0  # of a clip that is asked for: a limit against slips, not of the method
 
 
 def save_transformer(folder: str | Path, transformer: ResidualTransformer, extra: dict[str, Any]) -> None:
@@ -133,13 +141,52 @@ class Bundle:
         sampling = parse(Sampling, index["sampling"], "sampling")
         return cls(model, codec, clap, sampling, index["seconds"], device)
 
+    @cached_property
+    def sampler(self) -> Sampler:
+        """The model prepared for sampling; its weights do not change any more."""
+        return prepare(self.model)
+
+    @property
+    def window(self) -> streaming.Window:
+        """What slides over clips longer than those of the training."""
+        return streaming.Window.of(self._frames(self.seconds), self.model.max_frames)
+
     def num_frames(self, seconds: float | None) -> int:
-        """Frames of a clip of `seconds`, rounded up. Raises ValueError for a length the model cannot make."""
+        """Frames of a clip of `seconds`, rounded up. Raises ValueError for a length that is none."""
         seconds = self.seconds if seconds is None else seconds
-        longest = self.model.max_frames * self.codec.hop / self.sample_rate
-        if not 0 < seconds <= longest:
-            raise ValueError(f"{seconds} seconds asked for; this model makes clips of up to {longest:g} seconds")
+        if not 0 < seconds <= LONGEST_SECONDS:
+            raise ValueError(f"{seconds} seconds asked for; a clip has more than 0 and at most {LONGEST_SECONDS:g}")
+        return self._frames(seconds)
+
+    def _frames(self, seconds: float) -> int:
         return -(-round(seconds * self.sample_rate) // self.codec.hop)
+
+    def memory(self, batch_size: int, seconds: float | None = None, sampling: Sampling | None = None) -> dict[str, int]:
+        """Bytes that sampling such a batch takes besides the model, known before it starts; see `Stacked.memory`."""
+        rows = batch_size * (2 if guided(sampling or self.sampling) else 1)
+        if not isinstance(self.sampler, Stacked):
+            return sampling_memory(self.model[0], rows, self.model.max_frames, self.model[0].config.max_text)
+        length = min(self.num_frames(seconds), self.window.length)
+        return self.sampler.memory(rows, length, self.model[0].config.max_text)
+
+    def read(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Text states and mask. Raises ValueError for an empty or too long prompt, and for none."""
+        if not prompts:
+            raise ValueError("no prompts; say what should be heard")
+        for prompt in prompts:
+            if not prompt.strip():
+                raise ValueError("an empty prompt; say what should be heard")
+        states, mask = (t.to(self.device) for t in self.clap.text_states(list(prompts)))
+        length, longest = max(zip(mask.sum(1).tolist(), prompts, strict=True))
+        if length > (most := self.model[0].config.max_text):
+            raise ValueError(f"the prompt {longest!r} has {length} tokens; this model reads at most {most}")
+        return states, mask
+
+    @torch.no_grad()
+    def encode(self, wav: np.ndarray) -> Tensor:
+        """The codes of sound to continue, mono at `sample_rate`: those that the window has room for. [S] → [1, K, t]"""
+        kept = np.asarray(wav, np.float32)[-self.window.context * self.codec.hop :]
+        return self.codec.encode(torch.from_numpy(kept)[None].to(self.device))
 
     @torch.no_grad()
     def sample(
@@ -149,21 +196,39 @@ class Bundle:
         seconds: float | None = None,
         sampling: Sampling | None = None,
         batch_size: int = 32,
+        prefix: Tensor | None = None,
     ) -> list[np.ndarray]:
-        """One waveform, float32 [S], for each prompt and seed. Raises ValueError for an empty or too long prompt."""
-        for prompt in prompts:
-            if not prompt.strip():
-                raise ValueError("an empty prompt; say what should be heard")
-        frames = self.num_frames(seconds)
+        """One waveform, float32 [S], for each prompt and seed; it follows `prefix` (see `encode`) where there is one.
+
+        Raises ValueError for an empty or too long prompt. A clip longer than those of the training is made by a
+        sliding window (`siren.generate.streaming`).
+        """
         wavs: list[np.ndarray] = []
         for begin in range(0, len(prompts), batch_size):
-            some = list(prompts[begin : begin + batch_size])
-            states, mask = (t.to(self.device) for t in self.clap.text_states(some))
-            length, longest = max(zip(mask.sum(1).tolist(), some, strict=True))
-            if length > (most := self.model[0].config.max_text):
-                raise ValueError(f"the prompt {longest!r} has {length} tokens; this model reads at most {most}")
-            rollout = sample(
-                self.model, states, mask, seeds[begin : begin + batch_size], frames, sampling or self.sampling
-            )
-            wavs += list(self.codec.decode(rollout.codes).cpu().numpy())
+            some, own = prompts[begin : begin + batch_size], seeds[begin : begin + batch_size]
+            (whole,) = self.stream(some, own, seconds, sampling, prefix, chunk_seconds=math.inf)
+            wavs += list(whole)
         return wavs
+
+    def stream(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        seconds: float | None = None,
+        sampling: Sampling | None = None,
+        prefix: Tensor | None = None,
+        chunk_seconds: float = streaming.CHUNK_SECONDS,
+    ) -> Iterator[np.ndarray]:
+        """The same clips in chunks, float32 [B, S], each as soon as it can be heard. Errors are raised at once."""
+        num_frames, (states, mask) = self.num_frames(seconds), self.read(prompts)
+        if len(seeds) != len(prompts):
+            raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; one each is needed")
+        if prefix is not None:
+            prefix = prefix.expand(len(prompts), -1, -1)
+        drawn = streaming.codes(
+            self.sampler, states, mask, seeds, num_frames, sampling or self.sampling, self.window, prefix
+        )
+        chunk = min(num_frames, max(1, self._frames(min(chunk_seconds, LONGEST_SECONDS))))
+        if chunk == num_frames and chunk_seconds == math.inf:
+            chunk += self.codec.context  # nothing goes out before the end
+        return (wav.cpu().numpy() for wav in streaming.decode(self.codec, drawn, num_frames, chunk, prefix))

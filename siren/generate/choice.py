@@ -50,7 +50,8 @@ def choose(
     """The code of each item and its log-probability. With guidance R = 2·B: conditioned rows, then null ones."""
     if guided(sampling):
         assert sampling.guidance is not None
-        logits = guide(*logits.float().chunk(2), sampling.guidance)
+        conditioned, null = logits.float().chunk(2)
+        logits = guide(conditioned, null, sampling.guidance)
     kept = truncate(logits, sampling).log_softmax(-1)
     code = draw(kept.exp(), numbers)
     return code, kept.gather(-1, code[:, None])[:, 0]

@@ -33,12 +33,13 @@ def sample_tokens(
 @torch.no_grad()
 def best_by_clap(clap: Any, candidates: Sequence[np.ndarray], captions: Sequence[str], batch_size: int) -> np.ndarray:
     """For each prompt the clip whose CLAP cosine with it is highest: candidates [C][N, S] → [N, S] (paper, Table 1)."""
-    scores = np.stack([_cosines(clap, wavs, captions, batch_size) for wavs in candidates])
+    scores = np.stack([cosines(clap, wavs, captions, batch_size) for wavs in candidates])
     best = scores.argmax(axis=0)
     return np.stack([candidates[c][row] for row, c in enumerate(best)])
 
 
-def _cosines(clap: Any, wavs: np.ndarray, captions: Sequence[str], batch_size: int) -> np.ndarray:
+def cosines(clap: Any, wavs: np.ndarray, captions: Sequence[str], batch_size: int) -> np.ndarray:
+    """CLAP cosine of each clip with its caption. [N, S] → [N]"""
     parts = []
     for begin in range(0, len(wavs), batch_size):
         sounds = clap.embed_audio(torch.from_numpy(wavs[begin : begin + batch_size]).to(_place(clap)))

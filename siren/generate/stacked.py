@@ -25,7 +25,6 @@ from torch import Tensor
 from siren.config import Sampling
 from siren.generate.choice import choose, guided
 from siren.model.siren import Siren
-from siren.model.transformer import ResidualTransformer
 from siren.shapes import Bool, Float, Int
 
 SPAN = 128  # entries of the frame caches that a CUDA graph attends to: one graph for each multiple
@@ -62,11 +61,11 @@ def _stack(tensors: list[Tensor]) -> Tensor:
     return torch.stack([t.detach() for t in tensors])
 
 
-def _matrix(linears: list) -> Float[Tensor, "M in out"]:
+def _matrix(linears: list) -> Float[Tensor, "M D E"]:
     return _stack([linear.weight.T for linear in linears]).contiguous()
 
 
-def _after(gain: float, pairs: list[tuple]) -> Float[Tensor, "M in out"]:
+def _after(gain: float, pairs: list[tuple]) -> Float[Tensor, "M D E"]:
     """Linear maps that follow a norm, with its weight."""
     return _stack([linear.weight.T * (norm.weight[:, None] * gain) for norm, linear in pairs]).contiguous()
 
@@ -229,7 +228,8 @@ class Run:
         """Take these codes for the first frames of all rows, which are new: one pass over all of them."""
         s, (_, num_codebooks, given) = self.stacked, codes.shape
         total = sum(s.tables[k][codes[:, k]] for k in range(num_codebooks))  # [R, P, M·D]
-        assert isinstance(total, Tensor) and self.length == 0
+        assert isinstance(total, Tensor)
+        assert self.length == 0
         after = total.unflatten(-1, (s.M, s.D)).permute(2, 0, 1, 3)
         self._temporal(torch.cat([self.next_input, after[:, :, :-1]], dim=2), 0, given)
         self.next_input.copy_(after[:, :, -1:])
@@ -302,15 +302,14 @@ class Run:
             mask = mask[None, :, None, None].expand(s.M, -1, 1, 1, -1).flatten(0, 1)
         else:
             place = s.places[begin : begin + n]
-        flat, heads = (s.M, self.rows * n, -1), (s.M * self.rows, -1)
+        flat = (s.M, self.rows * n, -1)
         w, text_mask = s.temporal, None if self.text_mask is None else self.text_mask.flatten(0, 1)
         for i, cache in enumerate(self.caches):
             x = (x + place).view(flat)
             q = torch.baddbmm(w.query_bias[i], s.normed(x), w.query[i])
             q = q.view(s.M * self.rows, n, s.heads, self.head_dim).transpose(1, 2)
-            seen = F.scaled_dot_product_attention(
-                q, *self.text[i].view(2, *heads, *self.text[i].shape[-2:]), attn_mask=text_mask
-            )
+            keys, values = self.text[i].flatten(1, 2)
+            seen = F.scaled_dot_product_attention(q, keys, values, attn_mask=text_mask)
             x = torch.baddbmm(x, seen.transpose(1, 2).reshape(flat), w.cross_output[i]).add_(w.cross_bias[i])
             new = torch.bmm(s.normed(x), w.qkv[i]).view(s.M, self.rows, n, -1, self.head_dim).transpose(2, 3)
             if mask is None:

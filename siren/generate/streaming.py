@@ -22,7 +22,7 @@ from siren.generate.sampler import Sampler, frames
 from siren.networks.codec import Codec
 from siren.shapes import Bool, Float, Int
 
-FIRST_SECONDS = 0.5  # of frames before the first chunk
+CHUNK_SECONDS = 0.5  # of frames before the first sound, and of every chunk after that
 
 
 @dataclass(frozen=True)
@@ -65,41 +65,21 @@ def codes(
 def decode(
     codec: Codec, stream: Iterator[Int[Tensor, "B K"]], num_frames: int, chunk: int, prefix: Tensor | None = None
 ) -> Iterator[Float[Tensor, "B S"]]:
-    """Waveforms of the frames of `stream`, `chunk` frames of sound at a time; the first as early as it can be.
+    """Waveforms of the frames of `stream`, `chunk` frames at a time; the first once `chunk` frames are there.
 
     `prefix` [B, K, t] is heard by the codec before the first frame, and is no part of what comes out.
     """
     reach = codec.context
-    before = [] if prefix is None else list(prefix.unbind(-1)[-reach:])
-    held = list(before)  # codes from frame `begin` on; `done` is the first frame whose sound has not gone out
-    begin, done, wait = -len(before), 0, 1
+    held = [] if prefix is None else list(prefix.unbind(-1)[-reach:])
+    begin, done, wait = -len(held), 0, max(1, chunk - reach)  # held[0] is frame `begin`; sound up to `done` is out
     for count, code in enumerate(stream, 1):
         held.append(code)
-        ready = count if count == num_frames else count - reach
-        if ready - done < (1 if count == num_frames else wait):
+        last = count == num_frames
+        ready = count if last else count - reach
+        if ready - done < wait and not last:
             continue
-        # Numbers of frames, of which a decoder's noise is a function, are those of the new sound where there is none before.
-        wav = codec.decode(torch.stack(held, dim=-1), first=begin + len(before))
+        wav = codec.decode(torch.stack(held, dim=-1), first=begin)
         yield wav[:, (done - begin) * codec.hop : (ready - begin) * codec.hop]
         done, wait = ready, chunk
         keep = max(begin, done - reach)
         held, begin = held[keep - begin :], keep
-
-
-def stream(
-    sampler: Sampler,
-    codec: Codec,
-    states: Float[Tensor, "B L P"],
-    mask: Bool[Tensor, "B L"],
-    seeds: Sequence[int],
-    num_frames: int,
-    sampling: Sampling,
-    window: Window,
-    prefix: Int[Tensor, "B K t"] | None = None,
-    chunk_seconds: float = FIRST_SECONDS,
-) -> Iterator[Float[Tensor, "B S"]]:
-    """Sound of `num_frames` new frames in chunks, the first of them within half a second of frames."""
-    drawn = codes(sampler, states, mask, seeds, num_frames, sampling, window, prefix)
-    chunk = max(1, round(chunk_seconds * codec.sample_rate / codec.hop))
-    first = max(1, round(FIRST_SECONDS * codec.sample_rate / codec.hop) - codec.context)
-    yield from decode(codec, drawn, num_frames, max(first, chunk), prefix)
