@@ -1,7 +1,5 @@
 """The properties of residual codes: known geometry in, known cosines, usage and probes out."""
 
-import time
-
 import numpy as np
 import pytest
 
@@ -213,13 +211,3 @@ def test_the_same_input_gives_the_same_analysis() -> None:
     latents = np.random.default_rng(14).normal(size=(2, 12, 8))
     first, second = (analyze.analyze(latents, probing(15, 90), probing(16, 40), {}) for _ in range(2))
     assert first == second
-
-
-def test_2500_clips_take_seconds_of_one_processor() -> None:
-    rng = np.random.default_rng(17)
-    latents = rng.normal(size=(6, 256, 96)).astype(np.float32)
-    labels: list[str | None] = [f"event {i % 12}" for i in range(2500)]
-    corpus = clips(rng.integers(0, 256, (2500, 6, 80)).astype(np.uint16), labels)
-    start = time.process_time()
-    analyze.analyze(latents, corpus, corpus, {})
-    assert time.process_time() - start < 20  # half of it the six maps
