@@ -70,7 +70,7 @@ def test_data_flows_from_sources_to_tokens(config: settings.Config, capsys: pyte
         "score: 44 in, 44 out, 0 quarantined",
         "select: segments 44, scored 44, train 24, above_min_score 24, with_a_good_crop 24, stage1 24, rl 8, val 4, "
         "test 16",
-        "validate: 31 demands on 8 tables, 0 failing",
+        "validate: 44 demands on 9 tables, 0 failing",
         "tokenize: 52 in, 52 out (rl 8, stage1 24, test 16, val 4)",
     ]
     tokens = read_tokens("data/tokens", "test", "blocks")
