@@ -23,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,11 @@ def limit(paths: list[Path]) -> None:
 
 
 def cut(clips: pa.Table, folder: Path, out: Path) -> dict[str, float]:
-    return segment.segment(clips, folder, out, RULES, FORMAT, threads=1)[1]
+    """All of the stage, in this process."""
+    work = out / "work"
+    counts = segment.segment(clips, folder, out, RULES, FORMAT, work)[1]
+    shutil.rmtree(work, ignore_errors=True)
+    return counts
 
 
 def compared(folder: Path, names: list[str], count: int, out: Path) -> dict[str, float]:
@@ -154,21 +159,22 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         print(json.dumps({"segments": counts["segments"], "peak_mb": peak, "cpu_seconds": time.process_time()}))
         return
-    many, few, timed = (400, 100, 100) if options.quick else (options.segments, options.segments // 10, 1000)
+    many, few, timed = (400, 100, 100) if options.quick else (options.segments, options.segments // 10, 600)
     options.scratch.mkdir(parents=True)
     try:
         wide = options.scratch / "wide"
         made = usual(options.folder, names[:100] if options.quick else names, wide)
-        report = {
-            "machine": {"cpu": platform.processor() or platform.machine(), "python": platform.python_version()},
-            "as_they_are": compared(options.folder, names, timed, options.scratch / "a"),
-            "44.1_khz_stereo": compared(wide, made, timed, options.scratch / "b"),
-            "memory": [fresh(options.folder, count, options.scratch / "c") for count in (few, many)],
-            "networks": networks(options.scale),
+        parts: dict[str, Callable[[], Any]] = {
+            "machine": lambda: {"cpu": platform.machine(), "python": platform.python_version()},
+            "as_they_are": lambda: compared(options.folder, names, timed, options.scratch / "a"),
+            "44.1_khz_stereo": lambda: compared(wide, made, timed, options.scratch / "b"),
+            "networks": lambda: networks(options.scale),
+            "memory": lambda: [fresh(options.folder, count, options.scratch / "c") for count in (few, many)],
         }
+        for name, part in parts.items():
+            print(json.dumps({name: part()}), flush=True)
     finally:
         shutil.rmtree(options.scratch)
-    print(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":
