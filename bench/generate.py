@@ -94,26 +94,22 @@ def build(size: Size, seed: int = 0) -> Siren:
     return Siren([ResidualTransformer(config, tables, TEXT_WIDTH, m) for m in range(TRANSFORMERS)]).eval()
 
 
-class Naive:
+class Naive(Plain):
     """The modules in a loop: see the head of the file."""
-
-    def __init__(self, model: Siren):
-        self.model, self.parts = model, [model[m] for m in range(len(model))]
 
     def frames(
         self, states: Tensor, mask: Tensor, numbers: Tensor, sampling: Sampling, prefix: None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
         batch, num_frames, _ = numbers.shape
-        texts = [t.read_text(states, mask) for t in self.parts]
-        caches = [self._caches(t, batch, num_frames) for t in self.parts]
-        inputs = [t.start.expand(batch, 1, -1) for t in self.parts]
+        parts = [self.model[m] for m in range(len(self.model))]
+        texts = [t.read_text(states, mask) for t in parts]
+        caches = [self._caches(t, batch, num_frames) for t in parts]
+        inputs = [t.start.expand(batch, 1, -1) for t in parts]
         for step in range(num_frames):
-            hidden = [
-                t.temporal_path(x, text, c) for t, x, text, c in zip(self.parts, inputs, texts, caches, strict=True)
-            ]
+            hidden = [t.temporal_path(x, text, c) for t, x, text, c in zip(parts, inputs, texts, caches, strict=True)]
             codes: list[Tensor] = []
             log_probs = []
-            for m, t in enumerate(self.parts):
+            for m, t in enumerate(parts):
                 for j in range(t.group):
                     below = torch.zeros_like(hidden[m][:, 0])
                     slots = [hidden[m][:, 0]]
@@ -126,7 +122,7 @@ class Naive:
                     code, log_prob = choose(out @ t.heads[j].T, numbers[:, step, t.first + j], sampling)
                     codes.append(code)
                     log_probs.append(log_prob)
-            inputs = [sum(embed(t, k, code) for k, code in enumerate(codes))[:, None] for t in self.parts]
+            inputs = [sum(embed(t, k, code) for k, code in enumerate(codes))[:, None] for t in parts]
             yield torch.stack(codes, dim=1), torch.stack(log_probs, dim=1)
 
     @staticmethod
@@ -201,7 +197,7 @@ class Launches(TorchDispatchMode):
 
 
 @torch.no_grad()
-def launches(sampler: Naive | Plain | Stacked, batch: int = 1) -> int:
+def launches(sampler: Plain | Stacked, batch: int = 1) -> int:
     """Of one frame, the third."""
     numbers = uniforms(range(batch), 3, CODEBOOKS)
     run = sampler.frames(*texts(batch), numbers, WHOLE)
@@ -218,7 +214,7 @@ def texts(batch: int, width: int = TEXT_WIDTH, device: str = "cpu") -> tuple[Ten
     return states, torch.ones(batch, TEXT, dtype=torch.bool, device=device)
 
 
-def check(rows: dict[str, Naive | Plain | Stacked], num_frames: int, device: str) -> None:
+def check(rows: dict[str, Plain | Stacked], num_frames: int, device: str) -> None:
     """Raise ValueError unless all give the same codes."""
     found = {}
     for name, sampler in rows.items():
@@ -235,7 +231,7 @@ def measure(name: str, size: Size, batch: int, rounds: int, num_frames: int, dev
     cuda = device == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
     model = build(size).to(device)
-    rows: dict[str, Naive | Plain | Stacked] = {"naive": Naive(model), "plain": Plain(model)}
+    rows: dict[str, Plain | Stacked] = {"naive": Naive(model), "plain": Plain(model)}
     if not cuda:  # rounding in bf16 is another sampler
         check({**rows, "stacked": Stacked(model)}, min(6, num_frames), device)
     rows["stacked"] = Stacked(model, dtype)
@@ -256,7 +252,7 @@ def measure(name: str, size: Size, batch: int, rounds: int, num_frames: int, dev
         call()
         return clock() - begin
 
-    def ours(sampler: Naive | Plain | Stacked) -> None:
+    def ours(sampler: Plain | Stacked) -> None:
         for _ in frames(sampler, *told, range(batch), num_frames, WHOLE):
             pass
 

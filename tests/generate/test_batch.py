@@ -1,0 +1,59 @@
+"""Prompts to files, and what is left alone by a second run."""
+
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from siren.config import Sampling
+from siren.generate import batch
+
+JOB = batch.Job(0.1, Sampling(1.0, None, None, None), {"model": "a model", "sample_rate": 16000})
+
+
+def bundle(asked: list) -> SimpleNamespace:
+    def sample(prompts, seeds, *_):
+        asked.append(list(seeds))
+        return [np.full(1600, (seed % 7) / 10, np.float32) for seed in seeds]
+
+    return SimpleNamespace(sample=sample, sample_rate=16000)
+
+
+def test_a_stopped_run_goes_on_with_what_is_missing(tmp_path):
+    asked: list = []
+    wanted = batch.clips(["a dog", "Rain!"], 3, 2, tmp_path, ".wav")
+    assert [clip.path.name for clip in wanted] == [
+        "000-a-dog-3.wav",
+        "001-a-dog-4.wav",
+        "002-rain-3.wav",
+        "003-rain-4.wav",
+    ]
+    run = batch.make(bundle(asked), wanted, JOB, batch_size=2)
+    next(run)
+    run.close()  # killed within the first batch
+    rest = [clip for clip in wanted if not batch.finished(clip, JOB)]
+    assert rest == wanted[1:]
+    assert list(batch.make(bundle(asked), rest, JOB, batch_size=2)) == rest
+    assert asked == [[3, 4], [4, 3], [4]]
+    assert all(batch.finished(clip, JOB) for clip in wanted)
+    assert not any(p.name.startswith(".") for p in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("change", [{"seconds": 0.2}, {"candidates": 2}, {"facts": {"model": "another"}}])
+def test_a_clip_made_otherwise_is_not_finished(tmp_path, change):
+    (clip,) = wanted = batch.clips(["a dog"], 0, 1, tmp_path, ".flac")
+    list(batch.make(bundle([]), wanted, JOB, 1))
+    assert batch.finished(clip, JOB)
+    assert not batch.finished(clip, dataclasses.replace(JOB, **change))
+    clip.path.with_suffix(".json").write_text("{")
+    assert not batch.finished(clip, JOB)
+
+
+def test_the_sidecar_says_all_that_was_asked_for(tmp_path):
+    list(batch.make(bundle([]), batch.clips(["a dog"], 5, 1, tmp_path, ".wav"), JOB, 1))
+    told = json.loads((tmp_path / "000-a-dog-5.json").read_text())
+    assert told["prompt"] == "a dog"
+    assert (told["seed"], told["seconds"], told["candidates"]) == (5, 0.1, 1)
+    assert told["sampling"] == dataclasses.asdict(JOB.sampling)
