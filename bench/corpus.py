@@ -6,9 +6,9 @@ Takes a folder with a manifest.csv, whose list is repeated until there are enoug
 folder, which is removed. All times are CPU seconds of one thread (OMP_NUM_THREADS=1), so that a busy machine matters
 little.
 
-- `segment`: `siren.collect.segment.segment`, all of it, also writing the shards; `limit`: a loop of soundfile's read
-  and soxr's resample (one channel, "HQ") over the same files, in turns with it. As the files are, and as 10 s at
-  44.1 kHz in two channels, which is what most sources have.
+- `limit`: a loop of soundfile's read and soxr's resample (one channel, "HQ"); `rules`: `segment_clip` over the same
+  files; `segment`: the whole stage, with its pieces and shards on disk. In turns, on the files as they are, and on 10 s
+  at 44.1 kHz in two channels, which is what most sources have.
 - `memory`: peak resident memory of a fresh process that cuts few segments, and of one that cuts all.
 - `networks`: codec and CLAP of a scale at random weights: CPU seconds, and operations counted by torch.
 """
@@ -82,19 +82,24 @@ def cut(clips: pa.Table, folder: Path, out: Path) -> dict[str, float]:
 
 def compared(folder: Path, names: list[str], count: int, out: Path) -> dict[str, float]:
     """Milliseconds a segment of both, in turns over the same files, and what share of the limit is reached."""
-    clips, spent = listed(names, count), {"limit": 0.0, "segment": 0.0, "segments": 0.0}
+    clips, spent = listed(names, count), {"limit": 0.0, "rules": 0.0, "segment": 0.0, "segments": 0.0}
     for part in np.array_split(np.arange(count), TURNS):
         rows = clips.take(part)
         clock = time.process_time()
         limit([folder / name for name in rows["path"].to_pylist()])
         spent["limit"] += time.process_time() - clock
         clock = time.process_time()
+        for row in rows.to_pylist():
+            segment.segment_clip(row, folder, RULES, FORMAT)
+        spent["rules"] += time.process_time() - clock
+        clock = time.process_time()
         spent["segments"] += cut(rows, folder, out)["segments"]
         spent["segment"] += time.process_time() - clock
     size = sum(path.stat().st_size for path in out.glob("*.parquet")) * TURNS / spent["segments"]
-    each = {f"{name}_ms": round(1e3 * spent[name] / spent["segments"], 3) for name in ("limit", "segment")}
+    each = {f"{name}_ms": round(1e3 * spent[name] / spent["segments"], 3) for name in ("limit", "rules", "segment")}
+    shares = {f"{name}_share": round(spent["limit"] / spent[name], 3) for name in ("rules", "segment")}
     rate = {"segments_per_core_second": round(spent["segments"] / spent["segment"], 1)}
-    return {"segments": spent["segments"], **each, "share": spent["limit"] / spent["segment"], **rate, "bytes": size}
+    return {"segments": spent["segments"], **each, **shares, **rate, "bytes": round(size)}
 
 
 def fresh(folder: Path, count: int, out: Path) -> dict[str, float]:

@@ -98,8 +98,9 @@ def check_manifest(root: Path, kind: str, content: bytes, rows: list[dict[str, A
     said, lines = repr(clips.to_pylist()) + repr(quarantine), content.splitlines()
     for line, row in zip(WRITERS[kind](rows).splitlines()[-len(rows) :], rows, strict=True) if rows else ():
         if lines.count(line) == 1:
-            names = f"'{row['id']}'", f" line {lines.index(line) + 1}: "
-            assert any(name in said for name in names), f"{row['id']} is lost"
+            place = lines.index(line) + 1  # where the name of the column is broken, it is in the clip's id
+            names = f"'{row['id']}'", f" line {place}: ", f"'sounds-{place:06d}'"
+            assert any(name in said for name in names), f"{row['id']} is lost from {content!r}: {said}"
 
 
 @pytest.fixture(scope="module")
