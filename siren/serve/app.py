@@ -299,7 +299,9 @@ def unavailable(error: Exception, engine: Engine) -> Response:
         return problem(503, str(error), "ask another one, or this one once it is back", after)
     if isinstance(error, Gone):
         return problem(503, "the listener went away", "wait for the answer", after)
-    return problem(503, f"making the clip failed: {error}", "try again; if it fails again, see the service's log", after)
+    return problem(
+        503, f"making the clip failed: {error}", "try again; if it fails again, see the service's log", after
+    )
 
 
 def _told(error: dict[str, Any]) -> str:
@@ -308,7 +310,7 @@ def _told(error: dict[str, Any]) -> str:
 
 
 class Server(uvicorn.Server):
-    """Stops in order: at the first signal nothing new is begun, and what waits is refused while the rest is finished."""
+    """Stops in order: at the first signal nothing new is begun; what waits is refused while the rest is finished."""
 
     def __init__(self, settings: uvicorn.Config, engine: Engine) -> None:
         super().__init__(settings)
@@ -335,5 +337,3 @@ def run(server: FastAPI, engine: Engine, host: str, port: int, connections: int,
     made.run()
     if not made.started:
         raise RuntimeError(f"the service did not start on {host}:{port}; see above")
-
-

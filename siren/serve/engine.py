@@ -196,7 +196,8 @@ class Engine:
         self.bundle, self.limits, self.metrics = bundle, limits, metrics or Metrics()
         self.longest = bundle.num_frames(limits.seconds)
         self.kinds = (False, True) if guided(bundle.sampling) else (False,)  # other models know no missing text
-        self.memory = sum(Lane.memory(bundle, limits.rows, kind, self.longest) for kind in self.kinds)
+        weights = bundle.sampler.memory(1, 1, 1)["stacked weights"]  # shared by the lanes
+        self.memory = weights + sum(Lane.memory(bundle, limits.rows, kind, self.longest) for kind in self.kinds)
         if memory is not None and self.memory > memory:
             raise ValueError(
                 f"{limits.rows} rows of up to {limits.seconds:g} s take {self.memory / 2**20:,.0f} MiB, "

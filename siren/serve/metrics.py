@@ -19,9 +19,7 @@ class Metrics:
         self.steps = Counter("siren_steps", "Frames of the batch.", registry=made)
         self.frames = Counter("siren_frames", "Frames of clips; over steps: mean clips at once.", registry=made)
         self.factor = Gauge("siren_realtime_factor", "Seconds of sound per second of work, lately.", registry=made)
-        self.queue_seconds = Histogram(
-            "siren_queue_seconds", "Until a clip is begun.", buckets=SECONDS, registry=made
-        )
+        self.queue_seconds = Histogram("siren_queue_seconds", "Until a clip is begun.", buckets=SECONDS, registry=made)
         self.first_sound_seconds = Histogram(
             "siren_first_sound_seconds", "From request to first sound.", buckets=SECONDS, registry=made
         )

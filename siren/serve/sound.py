@@ -26,7 +26,7 @@ def encode(wav: np.ndarray, sample_rate: int, format: str) -> bytes:
     """A whole file, `wav` or `flac`."""
     if format == "wav":
         return wav_header(len(wav), sample_rate) + pcm(wav, sample_rate)
-    return _encoded(wav, sample_rate, "FLAC")
+    return _encoded(np.frombuffer(pcm(wav, sample_rate), np.int16), sample_rate, "FLAC")  # the samples of the wav
 
 
 def _encoded(wav: np.ndarray, sample_rate: int, container: str) -> bytes:
