@@ -21,6 +21,7 @@ from siren import progress
 if TYPE_CHECKING:
     from siren.config import Config
     from siren.evaluate.measure import Measured
+    from siren.serve.engine import Engine
     from siren.tracking.promotion import Verdict
 
 CHAMPION = "models:/siren@champion"
@@ -136,6 +137,47 @@ def generate(
             pass
     for clip in wanted:
         print(clip.path)
+
+
+@app.command("serve", rich_help_panel=PEOPLE)
+def serve_model(
+    model: Annotated[
+        str, typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or a model's folder.")
+    ] = CHAMPION,
+    host: Annotated[str, typer.Option(help="Another than loopback lets others in, without a password.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+    rows: Annotated[int, typer.Option(min=1, help="Clips that are made at once; memory is taken for all of them.")] = 8,
+    queue: Annotated[int, typer.Option(min=1, help="Clips that may wait; beyond them 429 is answered.")] = 64,
+    max_seconds: Annotated[float, typer.Option(help="Of a clip.")] = 30.0,
+    max_prompt: Annotated[int, typer.Option(min=1, help="Characters; the model's tokens are a limit as well.")] = 1000,
+    memory: Annotated[float | None, typer.Option(help="MiB; do not start where sampling needs more.")] = None,
+    connections: Annotated[int, typer.Option(min=1, help="Beyond them 503 is answered.")] = 256,
+    grace: Annotated[int, typer.Option(min=0, help="Seconds to finish clips in when it is stopped.")] = 30,
+) -> None:
+    """Sound over HTTP: /generate, /healthz, /readyz, /metrics; a page at / that tells how."""
+    from siren.serve.app import app as service
+    from siren.serve.app import run
+
+    engine, name = _engine(model, rows, queue, max_seconds, max_prompt, memory)
+    progress.notice(f"http://{host}:{port} · {name} · sampling takes {engine.memory / 2**20:,.0f} MiB")
+    run(service(engine, name), engine, host, port, connections, grace)
+
+
+def _engine(
+    model: str, rows: int, queue: int, seconds: float, prompt: int, memory: float | None
+) -> tuple["Engine", str]:
+    """What makes the sound of a service, not started, and the name of its model."""
+    from siren.tracking import registry
+
+    folder, name = registry.open_bundle(model)
+    import torch
+
+    from siren.generate.bundle import Bundle
+    from siren.serve.engine import Engine, Limits
+
+    bundle = Bundle.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
+    limits = Limits(rows=rows, queue=queue, seconds=seconds, prompt_characters=prompt)
+    return Engine(bundle, limits, memory=None if memory is None else round(memory * 2**20)), name
 
 
 def _lines(file: str) -> list[str]:

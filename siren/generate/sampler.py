@@ -75,7 +75,7 @@ def frames(
     drawn = uniforms(seeds, first + num_frames - given, model.num_codebooks)[:, first:]
     numbers = torch.cat([drawn.new_zeros(len(seeds), given, model.num_codebooks), drawn], dim=1).to(states.device)
     if guided(sampling):
-        states, mask = _with_null(model, states, mask)
+        states, mask = with_null(model, states, mask)
     return _inferred(sampler.frames(states, mask, numbers, sampling, prefix))
 
 
@@ -89,7 +89,7 @@ def _inferred(run: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Te
         yield frame
 
 
-def _with_null(model: Siren, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def with_null(model: Siren, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """The batch followed by its unconditioned twin."""
     null_states, null_mask = torch.zeros_like(states), torch.zeros_like(mask)
     small_states, small_mask = model[0].null_text(states.shape[0], states.shape[-1])

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from siren.config import Sampling
-from siren.generate.choice import choose, guided
+from siren.generate.choice import RowSampling, choose, guided
 from siren.model.siren import Siren
 from siren.shapes import Bool, Float, Int
 
@@ -172,7 +172,7 @@ class Run:
         rows: int,
         num_frames: int,
         text_length: int,
-        sampling: Sampling,
+        sampling: Sampling | RowSampling,
         ragged: bool = False,
     ):
         s = self.stacked = stacked

@@ -62,24 +62,39 @@ def codes(
         past = past[-window.context :]
 
 
-def decode(
-    codec: Codec, stream: Iterator[Int[Tensor, "B K"]], num_frames: int, chunk: int, prefix: Tensor | None = None
-) -> Iterator[Float[Tensor, "B S"]]:
-    """Waveforms of the frames of `stream`, `chunk` frames at a time; the first once `chunk` frames are there.
+class Decoder:
+    """Codes in, one frame at a time; sound out, `chunk` frames at a time, the first once `chunk` frames are there.
 
     `prefix` [B, K, t] is heard by the codec before the first frame, and is no part of what comes out.
     """
-    reach = codec.context
-    held = [] if prefix is None else list(prefix.unbind(-1)[-reach:])
-    begin, done, wait = -len(held), 0, max(1, chunk - reach)  # held[0] is frame `begin`; sound up to `done` is out
-    for count, code in enumerate(stream, 1):
-        held.append(code)
-        last = count == num_frames
-        ready = count if last else count - reach
-        if ready - done < wait and not last:
-            continue
-        wav = codec.decode(torch.stack(held, dim=-1), first=begin)
-        yield wav[:, (done - begin) * codec.hop : (ready - begin) * codec.hop]
-        done, wait = ready, chunk
-        keep = max(begin, done - reach)
-        held, begin = held[keep - begin :], keep
+
+    def __init__(self, codec: Codec, num_frames: int, chunk: int, prefix: Tensor | None = None):
+        self.codec, self.num_frames, self.chunk = codec, num_frames, chunk
+        self.held = [] if prefix is None else list(prefix.unbind(-1)[-codec.context :])
+        self.begin, self.count, self.done = -len(self.held), 0, 0  # held[0] is frame `begin`; sound up to `done` is out
+        self.wait = max(1, chunk - codec.context)
+
+    def push(self, code: Int[Tensor, "B K"]) -> Float[Tensor, "B S"] | None:
+        """Take the next frame; the sound that has become ready, or None."""
+        self.held.append(code)
+        self.count += 1
+        reach, last = self.codec.context, self.count == self.num_frames
+        ready = self.count if last else self.count - reach
+        if ready - self.done < self.wait and not last:
+            return None
+        wav = self.codec.decode(torch.stack(self.held, dim=-1), first=self.begin)
+        wav = wav[:, (self.done - self.begin) * self.codec.hop : (ready - self.begin) * self.codec.hop]
+        self.done, self.wait = ready, self.chunk
+        keep = max(self.begin, ready - reach)
+        self.held, self.begin = self.held[keep - self.begin :], keep
+        return wav
+
+
+def decode(
+    codec: Codec, stream: Iterator[Int[Tensor, "B K"]], num_frames: int, chunk: int, prefix: Tensor | None = None
+) -> Iterator[Float[Tensor, "B S"]]:
+    """Waveforms of the frames of `stream`, as `Decoder` gives them."""
+    decoder = Decoder(codec, num_frames, chunk, prefix)
+    for code in stream:
+        if (wav := decoder.push(code)) is not None:
+            yield wav

@@ -1,0 +1,1 @@
+"""Sound for other programs and for people: continuous batching, an HTTP service, and a page."""
