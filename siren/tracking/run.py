@@ -70,6 +70,7 @@ class Run:
         run = cls.__new__(cls)
         run.folder, run.record = folder, json.loads((folder / "run.json").read_text())
         run.id = run.record["id"]
+        run._lock = threading.Lock()
         run._metrics = open(folder / "metrics.jsonl", "a", buffering=1, encoding="utf-8")  # noqa: SIM115
         return run
 
@@ -147,7 +148,11 @@ class Run:
             partial.unlink(missing_ok=True)
 
     def _save(self) -> None:
-        write_json(self.folder / "run.json", self.record)
+        path = self.folder / "run.json"
+        if "continues" not in self.record and path.is_file():  # what another process noted, see `reopen`, stays
+            told = json.loads(path.read_text())
+            self.record |= {key: told[key] for key in ("continues",) if key in told}
+        write_json(path, self.record)
 
 
 @contextmanager

@@ -241,6 +241,23 @@ def test_a_training_that_starts_afresh_is_a_run_of_its_own(root: Path) -> None:
     assert (root / "checkpoints" / "run").read_text() == run.id
 
 
+def test_what_another_process_writes_into_a_record_stays_when_its_keeper_ends_it(root: Path) -> None:
+    """As a training on a cluster does: the record is the driver's, the curve and what it continues are the worker's."""
+    (root / "checkpoints").mkdir()
+    (root / "checkpoints" / "run").write_text("before")
+    with tracking.stage("codec", CONFIG) as run:
+        again = tracking.Run.reopen(run.folder)
+        again.follow(root / "checkpoints", resumes=True)
+        again.log(1, {"loss": 2.0})
+        again.summary({"last": 2.0})
+        again._metrics.close()
+        run.tag({"a": "b"})
+    told = json.loads((run.folder / "run.json").read_text())
+    assert (told["continues"], told["status"], told["tags"]["a"]) == ("before", "FINISHED", "b")
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["metrics"]) for line in lines] == [(1, {"loss": 2.0}), (None, {"last": 2.0})]
+
+
 def test_data_that_a_stage_read_are_inputs_of_its_run(root: Path) -> None:
     (root / "dvc.yaml").write_text("stages:\n  tokenize:\n    cmd: x\n    deps: [data/splits]\n")
     digest = "0123456789abcdef0123456789abcdef.dir"
