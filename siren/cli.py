@@ -112,7 +112,7 @@ def generate(
     bundle = Bundle.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    facts: dict[str, Any] = {"model": name, "sample_rate": bundle.sample_rate}
+    facts: dict[str, Any] = {"model": name, "model_sha256": bundle.sha256, "sample_rate": bundle.sample_rate}
     prefix = None
     if continue_from:
         wav, rate = audio.read(continue_from)

@@ -104,21 +104,44 @@ def published_name(weights: str) -> str:
 
 
 def paired(heard: Heard, real: Heard, texts: Mapping[str, np.ndarray], listed: Prompts) -> dict[str, np.ndarray]:
-    """One number a prompt for each paired metric, float64 [N]; NaN where it does not apply."""
-    sound = ~heard.silent
-    safe = np.maximum(listed.events, 0)  # -1 would index the last class; those rows are masked below
-    both = judging.both_heard(heard.logits, safe) & sound
-    order = judging.in_order(heard.first_half, heard.second_half, safe) & sound
-    return {
-        "kl": np.full(len(sound), np.nan) if heard is real else metrics.kl_softmax(real.logits, heard.logits),
-        "clap": metrics.clap_score(texts["clap"], heard.clap),
-        "imagebind": metrics.clap_score(texts["imagebind"], heard.imagebind),
-        "event_accuracy": np.where(listed.one, judging.named(heard.logits, safe[:, 0]) & sound, np.nan),
-        "both_heard": np.where(listed.two, both, np.nan),
-        "both_top_two": np.where(listed.two, judging.both_top_two(heard.logits, safe) & sound, np.nan),
-        "order": np.where(listed.then & both, order, np.nan),  # among prompts with both events heard
-        "order_all": np.where(listed.then, order & both, np.nan),  # among all "then" prompts
-    }
+    """One number a prompt for each metric of `PAIRED`, float64 [N]; NaN where it does not apply."""
+    return {name: metric(heard, real, texts, listed) for name, metric in PAIRED.items()}
+
+
+def _kl(heard: Heard, real: Heard, texts: Mapping[str, np.ndarray], listed: Prompts) -> np.ndarray:
+    return np.full(len(heard.silent), np.nan) if heard is real else metrics.kl_softmax(real.logits, heard.logits)
+
+
+def _event_accuracy(heard: Heard, real: Heard, texts: Mapping[str, np.ndarray], listed: Prompts) -> np.ndarray:
+    return np.where(listed.one, judging.named(heard.logits, listed.known[:, 0]) & ~heard.silent, np.nan)
+
+
+def _both(heard: Heard, listed: Prompts) -> np.ndarray:
+    return judging.both_heard(heard.logits, listed.known) & ~heard.silent
+
+
+def _both_top_two(heard: Heard, real: Heard, texts: Mapping[str, np.ndarray], listed: Prompts) -> np.ndarray:
+    return np.where(listed.two, judging.both_top_two(heard.logits, listed.known) & ~heard.silent, np.nan)
+
+
+def _in_order(heard: Heard, listed: Prompts) -> np.ndarray:
+    return judging.in_order(heard.first_half, heard.second_half, listed.known) & ~heard.silent
+
+
+# A metric of prompts is one function and one entry: (clips, real clips, text embeddings, prompts) → float64 [N], NaN
+# where it does not apply. Its line in the report is a row of `siren.evaluate.tables.ROWS`.
+Paired = Callable[[Heard, Heard, Mapping[str, np.ndarray], Prompts], np.ndarray]
+PAIRED: dict[str, Paired] = {
+    "kl": _kl,
+    "clap": lambda heard, real, texts, listed: metrics.clap_score(texts["clap"], heard.clap),
+    "imagebind": lambda heard, real, texts, listed: metrics.clap_score(texts["imagebind"], heard.imagebind),
+    "event_accuracy": _event_accuracy,
+    "both_heard": lambda heard, real, texts, listed: np.where(listed.two, _both(heard, listed), np.nan),
+    "both_top_two": _both_top_two,
+    # among prompts with both events heard, and among all "then" prompts
+    "order": lambda h, real, texts, p: np.where(p.then & _both(h, p), _in_order(h, p), np.nan),
+    "order_all": lambda h, real, texts, p: np.where(p.then, _in_order(h, p) & _both(h, p), np.nan),
+}
 
 
 def paired_metrics(

@@ -25,6 +25,11 @@ class Prompts:
     then: np.ndarray  # bool [N]: two events in sequence, both known to the judge
 
     @property
+    def known(self) -> np.ndarray:
+        """The events with 0 for -1, which would index the last class; `one` and `two` say what to leave out."""
+        return np.maximum(self.events, 0)
+
+    @property
     def one(self) -> np.ndarray:
         return (self.group >= 0) & (self.events[:, 0] >= 0)
 

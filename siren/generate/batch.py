@@ -25,7 +25,10 @@ from siren.randomness import item_seed
 
 @dataclass(frozen=True)
 class Job:
-    """What every clip of a run has in common. `facts`: model and version, for the sidecars."""
+    """What every clip of a run has in common. `facts`: the model's address and digest, for the sidecars.
+
+    An address alone would not do: a folder, or an alias, may hold other weights tomorrow.
+    """
 
     seconds: float
     sampling: Sampling

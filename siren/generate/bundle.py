@@ -122,11 +122,23 @@ def verify(folder: str | Path) -> dict[str, Any]:
 
 
 class Bundle:
-    """A model ready to sample. `sample_rate` in Hz; `seconds` is the length it was trained on."""
+    """A model ready to sample. `sample_rate` in Hz; `seconds` is the length it was trained on; `sha256` of its index.
 
-    def __init__(self, model: Siren, codec: Codec, clap: Clap, sampling: Sampling, seconds: float, device: str):
+    The index holds the hash of every file, so its own hash is that of the whole model. None for one made in memory.
+    """
+
+    def __init__(
+        self,
+        model: Siren,
+        codec: Codec,
+        clap: Clap,
+        sampling: Sampling,
+        seconds: float,
+        device: str,
+        sha256: str | None = None,
+    ):
         self.model, self.codec, self.clap = model, codec, clap
-        self.sampling, self.seconds, self.device = sampling, seconds, device
+        self.sampling, self.seconds, self.device, self.sha256 = sampling, seconds, device, sha256
         self.sample_rate = codec.sample_rate
 
     @classmethod
@@ -139,7 +151,8 @@ class Bundle:
         parts = sorted((folder / "transformers").iterdir(), key=lambda p: int(p.name))
         model = load_model(parts, codec.fingerprint(), clap.text_fingerprint()).to(device).eval()
         sampling = parse(Sampling, index["sampling"], "sampling")
-        return cls(model, codec, clap, sampling, index["seconds"], device)
+        sha256 = store.file_sha256(folder / INDEX)
+        return cls(model, codec, clap, sampling, index["seconds"], device, sha256)
 
     @cached_property
     def sampler(self) -> Sampler:

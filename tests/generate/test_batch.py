@@ -2,23 +2,27 @@
 
 import dataclasses
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from siren.config import Sampling
 from siren.generate import batch
+from siren.generate.bundle import Bundle
 
-JOB = batch.Job(0.1, Sampling(1.0, None, None, None), {"model": "a model", "sample_rate": 16000})
+FACTS = {"model": "a model", "model_sha256": "1", "sample_rate": 16000}
+JOB = batch.Job(0.1, Sampling(1.0, None, None, None), FACTS)
 
 
-def bundle(asked: list) -> SimpleNamespace:
-    def sample(prompts, seeds, *_):
-        asked.append(list(seeds))
+class Sounding(Bundle):
+    """A bundle without a model: the seed is the loudness."""
+
+    def __init__(self, asked: list):
+        self.asked, self.sample_rate = asked, 16000
+
+    def sample(self, prompts, seeds, *_):
+        self.asked.append(list(seeds))
         return [np.full(1600, (seed % 7) / 10, np.float32) for seed in seeds]
-
-    return SimpleNamespace(sample=sample, sample_rate=16000)
 
 
 def test_a_stopped_run_goes_on_with_what_is_missing(tmp_path):
@@ -30,21 +34,29 @@ def test_a_stopped_run_goes_on_with_what_is_missing(tmp_path):
         "002-rain-3.wav",
         "003-rain-4.wav",
     ]
-    run = batch.make(bundle(asked), wanted, JOB, batch_size=2)
+    run = batch.make(Sounding(asked), wanted, JOB, batch_size=2)
     next(run)
     run.close()  # killed within the first batch
     rest = [clip for clip in wanted if not batch.finished(clip, JOB)]
     assert rest == wanted[1:]
-    assert list(batch.make(bundle(asked), rest, JOB, batch_size=2)) == rest
+    assert list(batch.make(Sounding(asked), rest, JOB, batch_size=2)) == rest
     assert asked == [[3, 4], [4, 3], [4]]
     assert all(batch.finished(clip, JOB) for clip in wanted)
     assert not any(p.name.startswith(".") for p in tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("change", [{"seconds": 0.2}, {"candidates": 2}, {"facts": {"model": "another"}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seconds": 0.2},
+        {"candidates": 2},
+        {"facts": {**FACTS, "model": "another"}},
+        {"facts": {**FACTS, "model_sha256": "2"}},
+    ],
+)
 def test_a_clip_made_otherwise_is_not_finished(tmp_path, change):
     (clip,) = wanted = batch.clips(["a dog"], 0, 1, tmp_path, ".flac")
-    list(batch.make(bundle([]), wanted, JOB, 1))
+    list(batch.make(Sounding([]), wanted, JOB, 1))
     assert batch.finished(clip, JOB)
     assert not batch.finished(clip, dataclasses.replace(JOB, **change))
     clip.path.with_suffix(".json").write_text("{")
@@ -52,7 +64,7 @@ def test_a_clip_made_otherwise_is_not_finished(tmp_path, change):
 
 
 def test_the_sidecar_says_all_that_was_asked_for(tmp_path):
-    list(batch.make(bundle([]), batch.clips(["a dog"], 5, 1, tmp_path, ".wav"), JOB, 1))
+    list(batch.make(Sounding([]), batch.clips(["a dog"], 5, 1, tmp_path, ".wav"), JOB, 1))
     told = json.loads((tmp_path / "000-a-dog-5.json").read_text())
     assert told["prompt"] == "a dog"
     assert (told["seed"], told["seconds"], told["candidates"]) == (5, 0.1, 1)

@@ -14,8 +14,9 @@ SAMPLING = Sampling(temperature=1.0, top_k=None, top_p=None, guidance=None)
 CODECS = [name for name in CASES if "descript" not in name]
 
 
-def codec_of(name):
-    codec = make(*CASES[name])
+def codec_of(name, **changes):
+    backend, architecture = CASES[name]
+    codec = make(backend, architecture | changes)
     with torch.no_grad():
         for layer in codec.quantizer.quantizers:
             layer.codebook.weight.normal_()
@@ -90,3 +91,43 @@ def test_a_window_that_is_not_full_is_the_sampler_and_a_full_one_slides(name):
     after = drawn(6, prefix=long[..., :8])
     assert after.shape == (3, 6, 6)
     assert torch.equal(after, drawn(6, prefix=long[..., 3:8]))  # the context is half a window
+
+
+def seams(wav, hop, borders):
+    """How far sound jumps at the ends of frames [B, ends], and how far the spectra around them lie apart, in dB.
+
+    Of each: (at borders of windows, at the other ends of frames).
+    """
+    ends = torch.arange(2, wav.shape[1] // hop - 2)
+    cut, size = ends * hop, 2 * hop
+    step = (wav[:, cut] - wav[:, cut - 1]).abs()
+    near = cut[:, None] + torch.arange(size)
+    spectra = [torch.fft.rfft(wav[:, i] * torch.hann_window(size)).abs() for i in (near - size, near)]
+    before, after = (20 * torch.log10(spectrum + 1e-4) for spectrum in spectra)
+    at = torch.isin(ends, torch.tensor(borders))
+    return [(found[:, at], found[:, ~at]) for found in (step, (before - after).abs().mean(-1))]
+
+
+def louder(found):
+    """How many times the median and the 95 % quantile at borders are those elsewhere; the larger of the two."""
+    at, elsewhere = found
+    return max(torch.quantile(at, q) / torch.quantile(elsewhere, q) for q in (0.5, 0.95))
+
+
+def test_the_borders_of_the_sliding_window_cannot_be_told_from_other_frames():
+    """The level that `siren.generate.streaming` states, and that windows decoded one by one do not reach."""
+    model, frames = builders.arm("siren"), 405
+    codec = codec_of("spectral", num_codebooks=6, codebook_size=16)
+    _, states, mask = builders.batch()
+    window = Window.of(10, model.max_frames)
+    borders = list(range(window.length, frames, window.length - window.context))
+    run = streaming.codes(prepare(model), states, mask, [1, 2, 3], frames, SAMPLING, window)
+    codes = torch.stack(list(run), -1)
+    stream = streaming.decode(codec, iter(codes.unbind(-1)), frames, 20)
+    step, spectrum = seams(torch.cat(list(stream), 1), codec.hop, borders)
+    assert step[0].shape == (3, len(borders))
+    assert louder(step) < 1.2
+    assert louder(spectrum) < 1.2
+    parts = zip([0, *borders], [*borders, frames], strict=True)
+    apart = torch.cat([codec.decode(codes[..., a:b], first=a) for a, b in parts], 1)
+    assert louder(seams(apart, codec.hop, borders)[0]) > 1.3  # the measure hears a seam where there is one

@@ -16,6 +16,7 @@ import soundfile
 
 from siren import cli, stages
 from siren.generate.bundle import Bundle
+from siren.networks.store import file_sha256
 from siren.tracking import promotion, registry, store
 from tests.tracking import builders
 
@@ -161,6 +162,8 @@ def test_the_first_model_goes_through_the_gate_and_then_sounds_from_another_fold
     assert (len(wav), rate) == (1600, 16000)
     facts = json.loads(path.with_suffix(".json").read_text())
     assert (facts["prompt"], facts["seed"], facts["model"]) == ("Rain!", 0, "models:/sounding/1")
+    folder = registry.fetch(registry.version("models:/sounding/1"))
+    assert facts["model_sha256"] == file_sha256(folder / "model" / "bundle.json")
     for made in (tmp_path / "one").iterdir():
         assert made.read_bytes() == (tmp_path / "two" / made.name).read_bytes()
 
