@@ -36,10 +36,16 @@ def write_table(path: str | Path, table: pa.Table, metadata: dict[str, str] | No
             with pa.ipc.new_file(temporary, table.schema) as file:
                 file.write_table(table.combine_chunks())
         else:
-            pq.write_table(table, temporary, compression="zstd")
+            pq.write_table(table, temporary, compression="zstd", use_dictionary=_repeating(table.schema))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _repeating(schema: pa.Schema) -> list[str]:
+    """Columns worth a dictionary, as Parquet calls them. Of sound, looking for one costs as much as packing it."""
+    columns = [field for field in schema if field.type != pa.binary()]
+    return [f"{c.name}.list.element" if pa.types.is_list(c.type) else c.name for c in columns]
 
 
 def write_shards(
