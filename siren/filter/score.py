@@ -45,8 +45,9 @@ def score(
         dict(zip(captions["id"].to_pylist(), captions[column].to_pylist(), strict=True))
         for column in ("caption", "candidates")
     )
-    rows = [row for row, name in enumerate(segments["id"].to_pylist()) if name in drawn]
-    ids, lengths, splits = (segments[column].take(rows).to_pylist() for column in ("id", "num_samples", "split"))
+    rows = np.array([row for row, name in enumerate(segments["id"].to_pylist()) if name in drawn], int)
+    own = segments.select(["id", "num_samples", "split"]).take(pa.array(rows))
+    ids, lengths, splits = (column.to_pylist() for column in own.columns)
     crop, step = (round(s * format.sample_rate) for s in (settings.crop_seconds, settings.crop_step_seconds))
     offsets = [crop_offsets(length, format.segment_samples, crop, step) for length in lengths]
     best = [settings.choose == "best" and split == "train" for split in splits]
@@ -121,6 +122,8 @@ def embed_captions(clap: "Clap", captions: Sequence[str], batch_size: int) -> np
     """Text embeddings, float32 [N, E]; each wording is embedded once."""
     import torch
 
+    if not captions:  # of shards whose segments all lack one
+        return np.zeros((0, 0), np.float32)
     unique = sorted(set(captions))
     batches = [unique[start : start + batch_size] for start in range(0, len(unique), batch_size)]
     with torch.inference_mode():

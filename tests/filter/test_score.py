@@ -106,6 +106,15 @@ def test_waveforms_are_brought_to_the_rate_of_the_network_and_texts_embedded_onc
     assert min(table["score"].to_pylist()) > 0.999
 
 
+def test_shards_without_a_captioned_segment_give_no_scores_and_no_error() -> None:
+    pcm = pa.array([wav.tobytes() for wav in constant([0.5])], pa.binary())
+    segments = pa.table({"id": ["a"], "num_samples": [800], "split": ["train"], "pcm": pcm})
+    captions = pa.table({"id": ["b"], "caption": ["level 1"], "candidates": [["level 1"]]})
+    for some in (segments, segments.slice(0, 0)):
+        table, bad = scores.score(Level(), some, captions, Audio(8000, 0.1), Score(0.05, 0.01, 2, "best"))  # type: ignore[arg-type]
+        assert (table.num_rows, table.schema, bad) == (0, scores.SCHEMA, [])
+
+
 def test_what_has_no_score_is_quarantined() -> None:
     table, bad = scores.score_pairs(
         Level(),
