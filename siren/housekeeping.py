@@ -1,11 +1,12 @@
-"""What can be deleted: `siren gc`. Never anything that a registered model came from, a branch or tag names, or that is
-not sent to MLflow yet.
+"""What can be deleted: `siren gc`. Never anything that a registered model came from, that a branch, a tag or any other
+ref of git names (DVC's experiments are such refs), or that is not sent to MLflow yet.
 
 DVC's own `dvc gc` knows the workspace and commits; it does not know the registry, whose versions stand on data that may
-be in no commit. Where the registry does not answer, or DVC is at work, nothing is offered.
+be in no commit. Where the registry or git does not answer, or DVC is at work, nothing is offered.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -26,7 +27,7 @@ Found = list[tuple[str, Path]]  # what, and a file or folder
 def collect(root: Path, days: float) -> Found:
     """Files and folders that nothing needs any more and nobody touched for `days`.
 
-    Raises ValueError where DVC is at work; the store's own errors where the registry does not answer.
+    Raises ValueError where DVC is at work or git does not answer; the store's own errors where the registry does not.
     """
     before = time.time() - days * 86400
     _idle(root)
@@ -60,10 +61,11 @@ def remove(root: Path, found: Found) -> int:
 
 
 def keep(root: Path) -> set[str]:
-    """DVC's hashes of what is needed: by the workspace, the tips of branches and tags, and every registered model."""
+    """DVC's hashes of what is needed: by the workspace, every ref of git (branches, tags, experiments, the stash), and
+    every registered model."""
     texts = [(root / "dvc.lock").read_text()] if (root / "dvc.lock").is_file() else []
-    for ref in _git(root, "for-each-ref", "--format=%(objectname)", "refs/heads", "refs/tags", "refs/remotes").split():
-        texts.append(_git(root, "show", f"{ref}:dvc.lock"))
+    refs = _refs(root)
+    texts += [_git(root, "show", f"{ref}:./dvc.lock").stdout for ref in refs]  # nothing where a commit has none
     hashes = {str(out.get("md5") or "") for text in texts for out in _outs(text)}
     return hashes | origin.needed(store.connect(store.address(root)))
 
@@ -110,9 +112,19 @@ def _idle(root: Path) -> None:
         raise ValueError(f"dvc is at work here (pid {busy[0]['pid']}: {busy[0].get('cmd', '')}); try again later")
 
 
-def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
-    return done.stdout if done.returncode == 0 else ""
+def _refs(root: Path) -> list[str]:
+    """The commits of all refs and of HEAD; none where there is no repository. Raises ValueError where git fails."""
+    done = _git(root, "for-each-ref", "--format=%(objectname)")
+    if done.returncode == 0:
+        return list(dict.fromkeys(["HEAD", *done.stdout.split()]))
+    if "not a git repository" in done.stderr:
+        return []
+    raise ValueError(f"git does not say what is still needed, so nothing is offered: {done.stderr.strip()}")
+
+
+def _git(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    words = {**os.environ, "LC_ALL": "C"}
+    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, env=words)
 
 
 def _touched(path: Path) -> float:

@@ -80,6 +80,27 @@ def test_what_the_workspace_a_branch_or_a_model_needs_is_kept(pipeline: Path) ->
     assert [(row[0], row[4]) for row in rows] == [("models:/siren/1", "no")]
 
 
+def test_what_any_ref_names_is_kept_and_nothing_is_offered_where_git_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(origin, "needed", lambda client: {"registered"})
+    monkeypatch.setattr(store, "connect", lambda uri: None)
+    assert housekeeping.keep(tmp_path) == {"registered"}  # no repository at all
+    run("git", "init", "-q")
+    for ref in ("refs/exps/ab/cdef/one", "refs/stash", "refs/tags/v1", "HEAD"):
+        Path("dvc.lock").write_text(f"stages: {{make: {{outs: [{{path: made, md5: {ref}}}]}}}}\n")
+        run("git", "add", "dvc.lock")
+        run("git", "commit", "-q", "-m", "x")
+        if ref != "HEAD":
+            run("git", "update-ref", ref, "HEAD")
+    Path("dvc.lock").unlink()
+    assert housekeeping.keep(tmp_path) == {"registered", "refs/exps/ab/cdef/one", "refs/stash", "refs/tags/v1", "HEAD"}
+    (tmp_path / ".git" / "config").write_text("[broken")
+    with pytest.raises(ValueError, match="git does not say"):
+        housekeeping.keep(tmp_path)
+
+
 def test_records_go_once_mlflow_has_them_and_checkpoints_once_they_are_old(root: Path) -> None:  # noqa: F811
     settings = config.load(builders.ROOT / "params.yaml")
     with tracking.stage("codec", settings) as run:

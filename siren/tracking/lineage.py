@@ -162,7 +162,13 @@ def resident_bytes() -> int:
 
 def running(pid: int) -> bool:
     """Whether a process with this id exists."""
-    return bool(psutil and psutil.pid_exists(pid))
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of somebody else
+        pass
+    return True
 
 
 def alive(known: dict[str, Any] | None) -> bool:
