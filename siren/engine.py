@@ -18,6 +18,7 @@ import os
 import pickle
 import shutil
 import tempfile
+import threading
 import traceback
 import uuid
 from collections import deque
@@ -243,7 +244,7 @@ class Local:
             return
         if self.pool is None:
             # Spawned: a fork of a process that has threads (torch, pyarrow) may hang.
-            self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+            self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
         waiting: deque[Future[Any]] = deque()
         with tempfile.NamedTemporaryFile(prefix="siren-work-") as file:  # each process reads it once
             file.write(pickle.dumps(make))
@@ -273,11 +274,26 @@ _held: dict[str, Work] = {}  # work that this process has built, by the map that
 
 
 def _do(name: str, item: Any) -> Any:
-    if name not in _held:
-        progress.silence()
-        _held.clear()
-        _held[name] = pickle.loads(Path(name).read_bytes())()
-    return _held[name](item)
+    try:
+        if name not in _held:
+            progress.silence()
+            _held.clear()
+            _held[name] = pickle.loads(Path(name).read_bytes())()
+        return _held[name](item)
+    except Exception as error:
+        raise _carried(error) from None  # one that cannot be sent would count as the death of this process
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is killed: it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, name="siren-parent", daemon=True).start()
 
 
 # On a cluster.

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -60,6 +62,51 @@ def test_an_error_in_a_process_comes_out_as_it_is() -> None:
         list(engine.Local(engine.Settings(workers=2)).map(squares, [3, -1, 2]))
     with pytest.raises(ConfigError, match="no such network"):
         list(engine.Local(engine.Settings(workers=2)).map(broken, [1, 2]))
+
+
+class Odd(ValueError):
+    """One that can be pickled and not be read again, as many are."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+
+
+def odd() -> Callable[[int], int]:
+    def refuse(item: int) -> int:
+        raise Odd("odd", f"{item} is odd")
+
+    return refuse
+
+
+def test_an_error_that_cannot_be_sent_is_not_taken_for_a_dead_process() -> None:
+    with pytest.raises(RuntimeError, match="Odd: 1 is odd"):
+        list(engine.Local(engine.Settings(workers=2)).map(odd, [1, 3]))
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    code = "from functools import partial\nfrom pathlib import Path\nfrom siren import engine\n"
+    code += "from tests import test_engine\n"
+    code += f"log, folder = Path({str(tmp_path)!r}) / 'log', Path({str(tmp_path)!r}) / 'out'\n"
+    code += "if __name__ == '__main__':\n    make = partial(test_engine.Squares, log, 0.2)\n"
+    code += (
+        "    engine.pieces(engine.Local(engine.Settings(workers=2)), make, engine.ranges(99, 1), folder, 'squares')\n"
+    )
+    (tmp_path / "main.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, tmp_path / "main.py"], env=environment, stderr=subprocess.DEVNULL)
+    wait_for(lambda: len({pid for _, pid in begun(tmp_path / "log")}) == 2)
+    process.kill()
+    process.wait()
+    workers = {pid for _, pid in begun(tmp_path / "log")}
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_finished_shards_are_not_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
