@@ -81,7 +81,7 @@ def caption(config: Config) -> None:
 
     with tracking.stage("caption", config, sections=("seed", "audio.sample_rate", "filter.caption")) as run:
         captioning = _captioning(config)  # nothing is loaded before a segment needs it
-        settings, columns = [config.seed, config.filter.caption], captioning.columns
+        settings, columns = [config.seed, config.audio.sample_rate, config.filter.caption], captioning.columns
         table, notes = _by_shard("caption", partial(_captioning, config), columns, [], settings, captioning.loads)
         made_with = {"made_with": json.dumps(found)} if (found := captioning.provenance()) else None
         shards.write_table(CAPTIONS / "captions.parquet", table, made_with)
@@ -181,7 +181,7 @@ def score(config: Config) -> None:
 
     with tracking.stage("score", config, sections=("audio", "filter.score")) as run:
         columns = ["id", "num_samples", "split", "pcm"]
-        made_with, settings = [CAPTIONS / "captions.parquet", *_weights("clap")], [config.audio, config.filter.score]
+        made_with, settings = [CAPTIONS / "captions.parquet", *_saved("clap")], [config.audio, config.filter.score]
         table, notes = _by_shard("score", partial(_scoring, config), columns, made_with, settings, network=True)
         shards.write_table(SCORES / "scores.parquet", table)
         _made("score")
@@ -256,7 +256,7 @@ def tokenize(config: Config) -> None:
     with tracking.stage("tokenize", config, sections=("encode.tokenize",)) as run:
         splits = {path.stem: pq.read_table(path) for path in sorted(SPLITS.glob("*.parquet"))}
         settings, rate, where = config.encode.tokenize, config.audio.sample_rate, engine.chosen()
-        made_with = [*_segments(), *sorted(SPLITS.glob("*.parquet")), *_weights("codec", "clap")]
+        made_with = [*_segments(), *sorted(SPLITS.glob("*.parquet")), *_saved("codec", "clap")]
         work = _pieces("tokenize", made_with, settings)
         made = tokens.tokenize(
             _codec, _clap, SEGMENTS, splits, TOKENS, work, rate, settings.batch_size, settings.shard_rows, where
@@ -1221,8 +1221,9 @@ def _segments() -> list[Path]:
     return sorted(SEGMENTS.glob("segments-*.parquet"))
 
 
-def _weights(*networks: str) -> list[Path]:
-    return [path for name in networks for path in sorted((MODELS / name).glob("*.safetensors"))]
+def _saved(*networks: str) -> list[Path]:
+    """Weights, sidecars and tokenisers of these networks."""
+    return [path for name in networks for path in sorted((MODELS / name).iterdir()) if path.is_file()]
 
 
 def _codec() -> tuple[Any, str]:
