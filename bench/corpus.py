@@ -1,6 +1,6 @@
 """What a segment costs: cutting beside decoding and resampling alone, the networks that look at it, and memory.
 
-    python bench/corpus.py ../shared/data/real-sounds /tmp/corpus            # --quick for a small run
+    python bench/corpus.py ../shared/data/real-sounds tmp/corpus            # --quick for a small run
 
 Takes a folder with a manifest.csv, whose list is repeated until there are enough segments, and works in a scratch
 folder, which is removed. All times are CPU seconds of one thread (OMP_NUM_THREADS=1), so that a busy machine matters

@@ -1,6 +1,6 @@
 """How fast the trainer's batches come from token shards on disk, and how much memory that takes.
 
-    python bench/data.py /tmp/corpus --rows 1000000
+    python bench/data.py tmp/corpus --rows 1000000
 
 writes a synthetic corpus of the paper's shape once (10 s segments, 12 codebooks of 1024, 500 frames; captions of 8 to
 24 tokens of width 768: 36 kB a row), opens it in a fresh process and draws batches of 6 s crops in the trainer's order.

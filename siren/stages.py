@@ -70,9 +70,9 @@ def segment(config: Config) -> None:
         settings, where = config.collect.segment, engine.chosen()
         work = _pieces("segment", [CLIPS / "clips.parquet"], settings, config.audio)
         quarantine, counts = segments.segment(clips, CLIPS, SEGMENTS, settings, config.audio, work, where)
-        _made("segment")
         fixes = {name: counts.pop(name) for name in list(counts) if name.startswith("fix/")}
         run.summary(_account("segment", SEGMENTS, counts, quarantine) | fixes)
+        _made("segment")
 
 
 def caption(config: Config) -> None:
@@ -81,16 +81,16 @@ def caption(config: Config) -> None:
 
     with tracking.stage("caption", config, sections=("seed", "audio.sample_rate", "filter.caption")) as run:
         captioning = _captioning(config)  # nothing is loaded before a segment needs it
-        settings, columns = [config.seed, config.filter.caption], captioning.columns
+        settings, columns = [config.seed, config.audio.sample_rate, config.filter.caption], captioning.columns
         table, notes = _by_shard("caption", partial(_captioning, config), columns, [], settings, captioning.loads)
         made_with = {"made_with": json.dumps(found)} if (found := captioning.provenance()) else None
         shards.write_table(CAPTIONS / "captions.parquet", table, made_with)
-        _made("caption")
         quarantine = [row for rows, _ in notes for row in rows]
         counts = {"in": table.num_rows + len(quarantine), "out": table.num_rows, "quarantined": len(quarantine)}
         used = sum((Counter(rules) for _, rules in notes), Counter[str]())
         counts |= {f"rule/{name}": count for name, count in used.items()}
         run.summary(_account("caption", CAPTIONS, counts, quarantine))
+        _made("caption")
 
 
 def codec(config: Config) -> None:
@@ -181,10 +181,9 @@ def score(config: Config) -> None:
 
     with tracking.stage("score", config, sections=("audio", "filter.score")) as run:
         columns = ["id", "num_samples", "split", "pcm"]
-        made_with, settings = [CAPTIONS / "captions.parquet", *_weights("clap")], [config.audio, config.filter.score]
+        made_with, settings = [CAPTIONS / "captions.parquet", *_saved("clap")], [config.audio, config.filter.score]
         table, notes = _by_shard("score", partial(_scoring, config), columns, made_with, settings, network=True)
         shards.write_table(SCORES / "scores.parquet", table)
-        _made("score")
         quarantine = [row for (rows,) in notes for row in rows]
         counts = {
             "in": shards.num_rows(CAPTIONS / "captions.parquet"),
@@ -192,6 +191,7 @@ def score(config: Config) -> None:
             "quarantined": len(quarantine),
         }
         run.summary(_account("score", SCORES, counts, quarantine))
+        _made("score")
 
 
 def select(config: Config) -> None:
@@ -256,14 +256,14 @@ def tokenize(config: Config) -> None:
     with tracking.stage("tokenize", config, sections=("encode.tokenize",)) as run:
         splits = {path.stem: pq.read_table(path) for path in sorted(SPLITS.glob("*.parquet"))}
         settings, rate, where = config.encode.tokenize, config.audio.sample_rate, engine.chosen()
-        made_with = [*_segments(), *sorted(SPLITS.glob("*.parquet")), *_weights("codec", "clap")]
+        made_with = [*_segments(), *sorted(SPLITS.glob("*.parquet")), *_saved("codec", "clap")]
         work = _pieces("tokenize", made_with, settings)
         made = tokens.tokenize(
             _codec, _clap, SEGMENTS, splits, TOKENS, work, rate, settings.batch_size, settings.shard_rows, where
         )
-        _made("tokenize")
         run.summary({f"pairs/{split}": count for split, count in made.items()})
         _hold_tokens(splits, config, run)
+        _made("tokenize")
         pairs = sum(table.num_rows for table in splits.values())
         print(f"tokenize: {pairs} in, {sum(made.values())} out ({', '.join(f'{k} {v}' for k, v in made.items())})")
 
@@ -1170,7 +1170,7 @@ def _pieces(name: str, made_with: Sequence[Path], *settings: Any) -> Path:
 
 
 def _made(name: str) -> None:
-    """The stage has written its result: what it kept until then goes."""
+    """The stage has written all of its result, and that holds: what it kept until then goes."""
     import shutil
 
     shutil.rmtree(PIECES / name, ignore_errors=True)
@@ -1221,8 +1221,9 @@ def _segments() -> list[Path]:
     return sorted(SEGMENTS.glob("segments-*.parquet"))
 
 
-def _weights(*networks: str) -> list[Path]:
-    return [path for name in networks for path in sorted((MODELS / name).glob("*.safetensors"))]
+def _saved(*networks: str) -> list[Path]:
+    """Weights, sidecars and tokenisers of these networks."""
+    return [path for name in networks for path in sorted((MODELS / name).iterdir()) if path.is_file()]
 
 
 def _codec() -> tuple[Any, str]:

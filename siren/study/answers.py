@@ -6,6 +6,7 @@ confirmed; it is skipped when read and closed before the next one. An answer is 
 """
 
 import json
+import math
 import os
 import re
 import threading
@@ -53,6 +54,10 @@ class Book:
             raise ValueError(f"ranks are {ranks}; {' and '.join(QUESTIONS)} each need 1 to {count} once")
         if len(heard_seconds) != count or min(heard_seconds) <= 0:
             raise ValueError(f"heard_seconds is {heard_seconds}; every clip has to be heard before it is ranked")
+        if not all(map(math.isfinite, [*heard_seconds, took_seconds])) or took_seconds < 0:
+            raise ValueError(
+                f"heard_seconds {heard_seconds} and took_seconds {took_seconds} must be numbers of seconds"
+            )
         with self._lock:
             if trial in self.done(rater):
                 return False

@@ -172,6 +172,7 @@ def test_a_fault_that_passes_leaves_no_trace(server: Server, fault: Reply) -> No
         (status(404), "not_found: ", 1),
         (status(400), "refused: ", 1),
         (cut, "network: ", 3),
+        (status(200, Content_Encoding="gzip"), "network: ", 3),
         (stall, "timeout: ", 3),
         (say({"a": 1}), "bad_answer: ", 3),
         (status(200), "bad_answer: ", 3),

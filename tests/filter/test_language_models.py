@@ -236,6 +236,28 @@ def test_weights_are_recorded(hearing: Path, reading: Path) -> None:
     assert found["prompt"] == "describe the dog and the rain"
 
 
+def test_the_commit_of_hub_weights_is_recorded_by_a_process_that_never_loaded_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    commit, folder = "c0ffee" * 6 + "abcd", tmp_path / "models--one--model"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    (folder / "snapshots" / commit).mkdir(parents=True)
+    (folder / "snapshots" / commit / "config.json").write_text("{}")
+    known = (
+        ("one/model", None, commit),
+        ("one/model", "v2", "v2"),
+        ("another/model", None, None),
+        ("./a/b", None, None),
+    )
+    for name, wanted, found in known:
+        settings = describe(name, revision=wanted)
+        assert local.Local(settings, hears=False).provenance()["revision"] == found
+
+
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
     captioner = captioners.Describer(describe(tmp_path / "none"), 0)
     with pytest.raises(ValueError, match=r"no model can be read from '.*none' .*filter.caption.describe.model takes"):

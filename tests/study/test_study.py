@@ -1,5 +1,7 @@
 """What a listening test must not do: tell who is who, favour the louder, lose an answer, or count one twice."""
 
+import json
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -78,10 +80,12 @@ def test_what_is_no_answer_is_refused_with_its_reason(tmp_path):
         ({"ranks": {"fidelity": [1, 2, 3]}}, "each need 1 to 3 once"),
         ({"ranks": {key: [1, 1, 2] for key in design.QUESTIONS}}, "each need 1 to 3 once"),
         ({"heard_seconds": [1, 0, 1]}, "has to be heard"),
+        ({"heard_seconds": [1, math.nan, 1]}, "must be numbers of seconds"),
+        ({"took_seconds": math.inf}, "must be numbers of seconds"),
         ({"trial": "other"}, "no trial 'other'"),
         ({"rater": "../anna"}, "no rater's code"),
     ):
-        reply = client.post("/answer", json=good | change)
+        reply = client.post("/answer", content=json.dumps(good | change), headers={"Content-Type": "application/json"})
         assert reply.status_code == 422
         assert reason in reply.json()["detail"]
     assert answers.Book(tmp_path / "study", study).all() == []

@@ -106,7 +106,9 @@ def _csv(manifest: Path) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
 
 def _record(lines: list[str], place: int, delimiter: str) -> tuple[list[str], int]:
     """The values of the row that begins at a line, and how many lines it has. Raises `csv.Error`."""
-    reader = csv.reader(itertools.islice(lines, place, None), delimiter=delimiter, strict=True)
+    # Not islice, which would count up to `place` again for every row.
+    rest = (lines[number] for number in range(place, len(lines)))
+    reader = csv.reader(rest, delimiter=delimiter, strict=True)
     return next(reader), reader.line_num
 
 

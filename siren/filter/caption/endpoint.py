@@ -93,7 +93,7 @@ def _post(client: "httpx.Client", url: str, body: dict[str, Any]) -> Answer:
         response = client.post(url, json=body)
     except httpx.TimeoutException:
         raise Passing("timeout", f"{url} did not answer in time") from None
-    except httpx.TransportError as error:
+    except httpx.RequestError as error:  # also an answer that cannot be decoded
         raise Passing("network", f"{url}: {type(error).__name__} {error}") from None
     except httpx.InvalidURL as error:
         raise FetchError("bad_url", f"{url!r} is no address: {error}") from None

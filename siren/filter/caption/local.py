@@ -108,7 +108,7 @@ class Local:
         """The model by name, revision and licence, and what it is asked."""
         given = self.settings
         made = {name: getattr(given, name) for name in ("model", "licence", "prompt", "temperature", "top_p", "dtype")}
-        return made | {"backend": "transformers", "revision": given.revision or revision(given.model, self._loaded)}
+        return made | {"backend": "transformers", "revision": revision(given.model, given.revision)}
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
@@ -167,11 +167,21 @@ def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
     return torch.zeros_like(probabilities).scatter_(-1, order, ordered)
 
 
-def revision(name: str, loaded: tuple[Any, Any] | None) -> str | None:
-    """Which weights these are: the hub's commit, or for a folder a hash of its JSON files and its weights' sizes."""
+def revision(name: str, wanted: str | None = None) -> str | None:
+    """Which weights these are: the hub's commit, or for a folder a hash of its JSON files and its weights' sizes.
+
+    Asked of files, not of a loaded network: who records it may not be the process that had one. Of weights that are not
+    here, `wanted`.
+    """
     folder = Path(name)
     if not folder.is_dir():
-        return getattr(loaded[0].config, "_commit_hash", None) if loaded else None
+        from huggingface_hub import try_to_load_from_cache
+
+        try:
+            found = try_to_load_from_cache(name, "config.json", revision=wanted or "main")
+        except ValueError:  # a folder that is not here is no name of the hub
+            return wanted
+        return Path(found).parent.name if isinstance(found, str) else wanted
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.json")) + sorted(folder.glob("*.safetensors")):
         digest.update(f"{path.name}\x1f{path.stat().st_size}\x1f".encode())
