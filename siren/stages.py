@@ -9,6 +9,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import is_dataclass
 from functools import partial
 from pathlib import Path
@@ -317,8 +318,8 @@ def _stage1_elsewhere(config: Config, k: int, record: Path) -> None:
     """The training on a node of a cluster: it writes into the record that the driver keeps."""
     from siren.train import distributed
 
-    with distributed.join() as ranks:
-        _stage1(config, k, ranks, None if ranks.rank else tracking.Run.reopen(record))
+    with distributed.join() as ranks, nullcontext() if ranks.rank else tracking.Run.reopen(record) as run:
+        _stage1(config, k, ranks, run)
 
 
 def _stage1(config: Config, k: int, ranks: Any, run: tracking.Run | None) -> None:

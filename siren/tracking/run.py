@@ -56,23 +56,24 @@ class Run:
     """One execution of one stage. Its methods write to local files and return at once."""
 
     def __init__(self, folder: Path, record: dict[str, Any]) -> None:
-        self.folder = folder
-        self.record = record
-        self.id: str = record["id"]
-        self._lock = threading.Lock()  # the machine is watched from a thread
         (folder / "artifacts").mkdir(parents=True)
-        self._metrics = open(folder / "metrics.jsonl", "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+        self._open(folder, record)
         self._save()
 
     @classmethod
-    def reopen(cls, folder: Path) -> "Run":
+    @contextmanager
+    def reopen(cls, folder: Path) -> Iterator["Run"]:
         """The record of a run that another process keeps and will close, for points and artifacts from this one."""
         run = cls.__new__(cls)
-        run.folder, run.record = folder, json.loads((folder / "run.json").read_text())
-        run.id = run.record["id"]
-        run._lock = threading.Lock()
-        run._metrics = open(folder / "metrics.jsonl", "a", buffering=1, encoding="utf-8")  # noqa: SIM115
-        return run
+        run._open(folder, json.loads((folder / "run.json").read_text()))
+        with run._metrics:
+            yield run
+
+    def _open(self, folder: Path, record: dict[str, Any]) -> None:
+        self.folder, self.record = folder, record
+        self.id: str = record["id"]
+        self._lock = threading.Lock()  # the machine is watched from a thread
+        self._metrics = open(folder / "metrics.jsonl", "a", buffering=1, encoding="utf-8")  # noqa: SIM115
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Points of curves, at `step`. This is the `log` that every training loop takes as an argument."""
@@ -113,8 +114,9 @@ class Run:
         """Keep this run's id beside its checkpoints; where it `resumes` from some, continue the run that left them."""
         note = checkpoints / "run"
         if resumes and note.is_file():
-            self.record["continues"] = note.read_text().strip()
-            self._save()
+            if (left := note.read_text().strip()) != self.id:  # else a worker of this run died and is replaced
+                self.record["continues"] = left
+                self._save()
             return
         checkpoints.mkdir(parents=True, exist_ok=True)
         note.write_text(self.record.get("continues", self.id))
@@ -122,6 +124,7 @@ class Run:
     def close(self, status: str, error: str | None = None) -> None:
         """End the record. Called by `stage`."""
         self._metrics.close()
+        self.record = json.loads((self.folder / "run.json").read_text())  # a worker may have added to it (`reopen`)
         imported = [name for name in HEAVY if name in sys.modules]
         self.record.update(status=status, ended=_now(), error=error, imported=imported)
         self._save()

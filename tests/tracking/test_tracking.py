@@ -17,6 +17,7 @@ import pytest
 from siren import config, tracking
 from siren.tracking import export, lineage, records, store, watch
 from siren.tracking.export import Exporter
+from siren.tracking.run import Run
 
 # MLflow's own use of SQLAlchemy.
 pytestmark = pytest.mark.filterwarnings("ignore:.*loader strategy is deprecated")
@@ -233,6 +234,25 @@ def test_a_training_that_resumes_continues_the_run_of_the_process_that_was_kille
     assert [step for step, _ in history(root, after, "loss")] == [1, 2, 3]
 
 
+def test_a_record_is_added_to_by_the_processes_that_work_for_it(root: Path) -> None:
+    """On a cluster a training reopens the record that its driver keeps, once more after each node that died."""
+    checkpoints = root / "checkpoints"
+    with tracking.stage("codec", CONFIG) as run:
+        with Run.reopen(run.folder) as first:
+            first.follow(checkpoints, resumes=False)
+            first.log(1, {"loss": 1.0})
+        with Run.reopen(run.folder) as second:
+            second.follow(checkpoints, resumes=True)
+            second.log(2, {"loss": 0.5})
+            second.tag({"seen": "there"})
+    record = json.loads((run.folder / "run.json").read_text())
+    assert (record["status"], record["tags"]["seen"], "continues" in record) == ("FINISHED", "there", False)
+    assert [json.loads(line)["step"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+    with tracking.stage("codec", CONFIG) as later, Run.reopen(later.folder) as worker:
+        worker.follow(checkpoints, resumes=True)
+    assert json.loads((later.folder / "run.json").read_text())["continues"] == run.id
+
+
 def test_a_training_that_starts_afresh_is_a_run_of_its_own(root: Path) -> None:
     for _ in range(2):
         with tracking.stage("codec", CONFIG) as run:
@@ -246,11 +266,10 @@ def test_what_another_process_writes_into_a_record_stays_when_its_keeper_ends_it
     (root / "checkpoints").mkdir()
     (root / "checkpoints" / "run").write_text("before")
     with tracking.stage("codec", CONFIG) as run:
-        again = tracking.Run.reopen(run.folder)
-        again.follow(root / "checkpoints", resumes=True)
-        again.log(1, {"loss": 2.0})
-        again.summary({"last": 2.0})
-        again._metrics.close()
+        with Run.reopen(run.folder) as again:
+            again.follow(root / "checkpoints", resumes=True)
+            again.log(1, {"loss": 2.0})
+            again.summary({"last": 2.0})
         run.tag({"a": "b"})
     told = json.loads((run.folder / "run.json").read_text())
     assert (told["continues"], told["status"], told["tags"]["a"]) == ("before", "FINISHED", "b")
