@@ -78,12 +78,14 @@ def segment(config: Config) -> None:
 
 def caption(config: Config) -> None:
     """One refined caption for each segment."""
-    from siren import shards
+    from siren import engine, shards
 
     with tracking.stage("caption", config, sections=("seed", "audio.sample_rate", "filter.caption")) as run:
         captioning = _captioning(config)  # nothing is loaded before a segment needs it
         settings, columns = [config.seed, config.audio.sample_rate, config.filter.caption], captioning.columns
-        table, notes = _by_shard("caption", partial(_captioning, config), columns, [], settings, captioning.loads)
+        where = engine.LOCAL if captioning.only_asks else engine.chosen()
+        made = partial(_captioning, config)
+        table, notes = _by_shard("caption", made, columns, [], settings, captioning.loads, where)
         made_with = {"made_with": json.dumps(found)} if (found := captioning.provenance()) else None
         shards.write_table(CAPTIONS / "captions.parquet", table, made_with)
         quarantine = [row for rows, _ in notes for row in rows]
@@ -1184,8 +1186,12 @@ def _by_shard(
     made_with: list[Path],
     settings: list[Any],
     network: bool = False,
+    where: Any = None,
 ) -> tuple[Any, list[Any]]:
-    """A function of tables of segments, some shards at a time → its tables as one, and what it notes of each."""
+    """A function of tables of segments, some shards at a time → its tables as one, and what it notes of each.
+
+    `where`: an engine other than the chosen one.
+    """
     import pyarrow as pa
 
     from siren import engine, shards
@@ -1195,7 +1201,7 @@ def _by_shard(
         shards.whole(SEGMENTS, "segments", SHARDS_AT_ONCE),
     )
     tables = partial(engine.Tables, make, columns)
-    paths = engine.pieces(engine.chosen(), tables, rows, work, name, "segment", network)
+    paths = engine.pieces(where or engine.chosen(), tables, rows, work, name, "segment", network)
     found = [shards.read_table(path).replace_schema_metadata(None) for path in paths]
     return pa.concat_tables(found).combine_chunks(), [engine.notes(path) for path in paths]
 

@@ -1,5 +1,6 @@
 """Captions: people's are kept, captioners fill in, nothing ends empty, and what became of each candidate is told."""
 
+import dataclasses
 import pickle
 from collections import Counter
 from collections.abc import Sequence
@@ -175,6 +176,19 @@ def test_a_clip_is_quarantined_with_what_became_of_every_candidate(monkeypatch) 
     assert quarantine[0]["reason"] == "no_caption"
     for part in ("(non_descriptive)", "missing, timeout: no answer", "(refusal)"):
         assert part in quarantine[0]["detail"]
+
+
+def test_models_behind_addresses_are_asked_by_one_process_because_their_limits_hold_for_one() -> None:
+    from siren.config import Download, Endpoint
+    from tests.filter.test_language_models import describe
+
+    here = describe("nowhere")
+    there = describe("nowhere", endpoint=Endpoint("http://localhost:1/v1", Download(1, 1, 0.0, 1.0, 1.0, None)))
+    known = {(None, None): (False, False), (here, None): (True, False), (there, None): (False, True)}
+    for (model, rewriter), expected in (known | {(there, here): (True, False), (here, there): (True, False)}).items():
+        rewriter = rewriter and dataclasses.replace(rewriter, prompt="shorter: {caption}", candidates=1)
+        found = captions.Captioning(Caption("qwen2-audio" if model else "template", model, rewriter), 0, 8000)
+        assert (found.loads, found.only_asks) == expected
 
 
 def test_captioning_can_be_sent_to_another_process() -> None:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from siren import shards
 from siren.collect.segment import SCHEMA as SEGMENTS
-from siren.config import Caption
+from siren.config import Caption, LanguageModel
 from siren.filter.caption import captioners
 from siren.filter.caption.captioners import Answer, Clip
 from siren.filter.caption.rules import LIGHT, RULES, Rule, Step, refine
@@ -87,8 +87,16 @@ class Captioning:
     @property
     def loads(self) -> bool:
         """Whether a network is loaded in this process; one behind an address is not."""
+        return any(model.endpoint is None for model in self._models())
+
+    @property
+    def only_asks(self) -> bool:
+        """Whether all models are behind addresses. Their limits hold for one process, so one has to do all the work."""
+        return bool(self._models()) and not self.loads
+
+    def _models(self) -> list[LanguageModel]:
         models = (self.settings.describe if self.captioner.hears else None, self.settings.rewrite)
-        return any(model is not None and model.endpoint is None for model in models)
+        return [model for model in models if model is not None]
 
     def provenance(self) -> dict[str, Any]:
         """What captions that nobody wrote were made with."""
