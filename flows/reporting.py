@@ -59,7 +59,10 @@ def failed(flow: Flow[..., Any], flow_run: FlowRun, state: State) -> None:
     text += (
         "`siren track log STAGE`. Run it again when the cause is gone: what was finished is skipped, and a training "
     )
-    _artifact("siren-failure", text + "continues from its checkpoint.", flow_run.id)
+    try:
+        _artifact("siren-failure", text + "continues from its checkpoint.", flow_run.id)
+    except Exception as error:  # a server that is gone may be why the run failed; people are told all the same
+        print(f"no artifact siren-failure: {error}")
     if command := os.environ.get("SIREN_ON_FAILURE"):
         told = {"SIREN_RUN": flow_run.name or "", "SIREN_STATE": state.name or "", "SIREN_MESSAGE": message[:10000]}
         subprocess.run(command, shell=True, env={**os.environ, **told}, timeout=60, check=False)

@@ -662,7 +662,7 @@ def _lineage(config: Config, listing: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _network_names(config: Config) -> dict[str, str]:
     """What metrics call the text-audio networks: the published weights they have, or kind and scale. Judges know."""
-    from siren.evaluate.evaluate import published_name
+    from siren.networks.store import published_name
 
     chosen = {kind: getattr(config.networks, kind).weights for kind in ("clap", "imagebind")}
     published = {kind: weights for kind, weights in chosen.items() if weights and not Path(weights).is_dir()}

@@ -24,14 +24,15 @@ import pyarrow as pa
 from siren import audio, shards
 from siren.collect import fingerprint
 from siren.config import Audio, Segment
-from siren.engine import LOCAL, Engine, each, gather, noted, notes, pieces, ranges
+from siren.engine import LOCAL, Engine, each, gather, noted, notes, pieces
 
 SLACK_SECONDS = 0.01  # so much may be missing from a piece before it counts as residue: resampling rounds lengths
 YIELDS = {"train": ("test", "val"), "val": ("test",)}  # split: those to which its near-duplicates give way
 OFFSET = 1e-3  # of full scale: a mean above it counts as a DC offset
 FIXES = ("end_clamped", "mixed_down", "dc_removed", "resampled", "scaled_down", "residue_dropped", "padded")
 SHARD_BYTES = 128 * 2**20
-PIECE_CLIPS = 128
+PIECE_CLIPS = 128  # cut together by one process, or fewer: what they become is in its memory at once
+PIECE_BYTES = 64 * 2**20  # of their files
 CLIP_COLUMNS = ("recording_id", "source", "split", "captions", "labels", "relation", "licence")
 SCHEMA = pa.schema(
     [
@@ -79,7 +80,7 @@ def segment(
     counts: Counter[str] = Counter({"in": clips.num_rows})
     known = None if settings.max_bit_errors is None else held_out(clips, folder, settings, format, engine)
     make = partial(Segmenter, folder, settings, format, known)
-    paths = pieces(engine, make, _parts(clips), work, "segment", "clip")
+    paths = pieces(engine, make, _parts(clips, folder), work, "segment", "clip")
     for outcome in (Outcome(**facts) for path in paths for facts in notes(path)):
         quarantine += outcome.quarantine
         counts["segments"] += len(outcome.rows)
@@ -95,9 +96,26 @@ def segment(
     return quarantine, {name: counts[name] for name in names} | seconds | fixes
 
 
-def _parts(clips: pa.Table) -> list[pa.Table]:
+def _parts(clips: pa.Table, folder: Path) -> list[pa.Table]:
     """Copies, because a slice that is sent takes the whole table with it. At least one, which may be empty."""
-    return [clips.take(pa.array(rows)) for rows in ranges(clips.num_rows, PIECE_CLIPS)] or [clips]
+    parts: list[list[int]] = [[]]
+    held = 0
+    for row, path in enumerate(clips["path"].to_pylist()):
+        size = _size(folder / path)
+        if parts[-1] and (len(parts[-1]) == PIECE_CLIPS or held + size > PIECE_BYTES):
+            parts.append([])
+            held = 0
+        parts[-1].append(row)
+        held += size
+    return [clips.take(pa.array(rows, pa.int64())) for rows in parts]
+
+
+def _size(path: Path) -> int:
+    """Bytes; 0 of a file that cannot be asked, which is quarantined when it is read."""
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return 0
 
 
 class Segmenter:
@@ -121,7 +139,7 @@ def held_out(
 
     some = clips.filter(pc.is_in(clips["split"], pa.array(["test", "val"])))
     make = partial(Fingerprinter, folder, settings, format)
-    found = each(engine, make, _parts(some), "held out", "clip")
+    found = each(engine, make, _parts(some, folder), "held out", "clip")
     return fingerprint.Index([entry for entries in found for entry in entries])
 
 

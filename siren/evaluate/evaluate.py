@@ -11,7 +11,6 @@ Shapes: N prompts · S samples · C classes.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,6 @@ from siren.progress import track
 
 BEST_ARMS = ("aligned", "stage1")  # the first that is there is shuffled
 COMPARED = (("aligned", "stage1"), ("stage1", "untrained"), ("aligned", "shuffled"), ("stage1", "shuffled"))
-WEIGHT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 SET_RESAMPLES_SHARE = 10  # a Fréchet distance costs a decomposition: one resample for ten that a mean gets
 
 
@@ -94,13 +92,6 @@ def network_names(networks: Mapping[str, Any], names: Mapping[str, str] | None) 
         return str(getattr(network, "name", None) or f"{kind}-{getattr(network, 'backend', type(network).__name__)}")
 
     return {kind: (names or {}).get(kind) or own(kind, network) for kind, network in networks.items()}
-
-
-def published_name(weights: str) -> str:
-    """What figures call a network after its published weights: a hub name as it is, with its owner; of a file the name
-    without the ending of its format. Nothing else is cut off, because versions such as `esc_89.98` have dots."""
-    path = Path(weights)
-    return path.stem if path.suffix in WEIGHT_SUFFIXES else weights
 
 
 def paired(heard: Heard, real: Heard, texts: Mapping[str, np.ndarray], listed: Prompts) -> dict[str, np.ndarray]:

@@ -26,7 +26,6 @@ from torch import Tensor
 from siren import audio
 from siren.evaluate.folders import Sounds, read
 from siren.networks import clap, imagebind, judge, store
-from siren.networks.clap.published import SUFFIXES as PUBLISHED_SUFFIXES
 from siren.progress import track
 
 JUDGES = ("cnn14", "vggish")
@@ -124,9 +123,7 @@ def _network(folder: Path, facts: dict[str, Any]) -> Network:
     tokenizer = folder / "tokenizer.json"
     whole = [facts["kind"], facts["config"], facts["sha256"], tokenizer.read_text() if tokenizer.is_file() else ""]
     config, extra = facts["config"], facts["extra"]
-    published = Path(extra.get("weights", "")).name
-    for suffix in (*PUBLISHED_SUFFIXES, ".safetensors"):
-        published = published.removesuffix(suffix)
+    published = store.published_name(extra.get("weights", ""))
     if facts["kind"] in JUDGES:
         name, rate = config["architecture"].get("name", facts["kind"]), judge.SAMPLE_RATE
     else:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 WEIGHTS = "model.safetensors"
 SIDECAR = "config.json"
+WEIGHT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
 def save(
@@ -120,3 +121,10 @@ def remembered_sha256(path: Path, memory: Path) -> str:
     partial.write_text(json.dumps(known, indent=0))
     os.replace(partial, memory)
     return str(known[key][-1])
+
+
+def published_name(weights: str) -> str:
+    """What figures call a network after its published weights: a hub name as it is, with its owner; of a file the name
+    without the ending of its format. Nothing else is cut off, because versions such as `esc_89.98` have dots."""
+    path = Path(weights)
+    return path.stem if path.suffix in WEIGHT_SUFFIXES else weights

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from siren.config import Evaluation as Settings
 from siren.evaluate import judging, metrics
-from siren.evaluate.evaluate import evaluate, published_name
+from siren.evaluate.evaluate import evaluate
 from siren.networks.judge import Cnn14Output
+from siren.networks.store import published_name
 
 NAMES = ["bell", "dog", "rain", "siren"]
 
