@@ -216,6 +216,9 @@ def page(studio: Studio) -> gr.Blocks:
     with gr.Blocks(title="siren", analytics_enabled=False) as made:
         gr.Markdown("# siren\nSay what you want to hear.")
         prompt = gr.Textbox(label="Prompt", lines=2, max_length=limits.prompt_characters, elem_id="prompt")
+        with gr.Row():
+            make = gr.Button("Make sound", variant="primary", elem_id="make", min_width=120)
+            stop = gr.Button("Stop", elem_id="stop", min_width=120)
         gr.Examples([[text] for text in EXAMPLES], [prompt], label="Examples")
         with gr.Row():
             seconds = gr.Slider(0.4, limits.seconds, usual.seconds, step=0.1, label="Seconds")
@@ -229,9 +232,6 @@ def page(studio: Studio) -> gr.Blocks:
             top_k = gr.Number(usual.sampling.top_k, precision=0, minimum=0, label="Top k", info="0: every code")
             top_p = gr.Slider(0.05, 1, usual.sampling.top_p or 1, step=0.05, label="Top p")
             guidance = gr.Slider(1, 8, usual.sampling.guidance or 1, step=0.1, label="Guidance", info="1: none")
-        with gr.Row():
-            make = gr.Button("Make sound", variant="primary", elem_id="make")
-            stop = gr.Button("Stop", elem_id="stop")
         said = gr.Markdown(elem_id="said")
         players, pictures = [], []
         for pair in ((0, 1), (2, 3)):
@@ -243,10 +243,9 @@ def page(studio: Studio) -> gr.Blocks:
         files = gr.Files(label="Download", interactive=False, elem_id="files")
         inputs = [model, other, prompt, seconds, seed, samples, temperature, top_k, top_p, guidance]
         outputs = [said, *players, *pictures, files]
-        clicked = make.click(
-            generate, inputs, outputs, concurrency_limit=8, api_name="generate", show_progress="hidden"
-        )
-        sent = prompt.submit(generate, inputs, outputs, concurrency_limit=8, show_progress="hidden", api_name=False)
+        how: dict[str, Any] = {"concurrency_limit": 8, "show_progress": "hidden"}
+        clicked = make.click(generate, inputs, outputs, api_name="generate", **how)
+        sent = prompt.submit(generate, inputs, outputs, api_visibility="private", **how)
         stop.click(None, cancels=[clicked, sent])
     return made
 
