@@ -160,7 +160,25 @@ def serve_model(
 
     engine, name = _engine(model, rows, queue, max_seconds, max_prompt, memory)
     progress.notice(f"http://{host}:{port} · {name} · sampling takes {engine.memory / 2**20:,.0f} MiB")
-    run(service(engine, name), engine, host, port, connections, grace)
+    run(service(engine, name), [engine], host, port, connections, grace)
+
+
+@app.command(rich_help_panel=PEOPLE)
+def ui(
+    model: Annotated[
+        list[str] | None, typer.Option(help="As in `generate`; given again, the models can be compared.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Another than loopback lets others in, without a password.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 7862,
+    max_seconds: Annotated[float, typer.Option(help="Of a clip.")] = 30.0,
+) -> None:
+    """A page in the browser: prompts to sound that is heard while it is made, two models side by side."""
+    from siren.serve.app import run
+    from siren.serve.ui import app as page
+
+    engines = {name: made for made, name in (_engine(m, 4, 64, max_seconds, 1000, None) for m in model or [CHAMPION])}
+    progress.notice(f"http://{host}:{port} · {', '.join(engines)}")
+    run(page(engines), list(engines.values()), host, port, connections=256, grace_seconds=5)
 
 
 def _engine(

@@ -172,7 +172,7 @@ class Bundle:
         return self._frames(seconds)
 
     def _frames(self, seconds: float) -> int:
-        return -(-round(seconds * self.sample_rate) // self.codec.hop)
+        return -(-max(1, round(seconds * self.sample_rate)) // self.codec.hop)
 
     def memory(self, batch_size: int, seconds: float | None = None, sampling: Sampling | None = None) -> dict[str, int]:
         """Bytes that sampling such a batch takes besides the model, known before it starts; see `Stacked.memory`."""

@@ -146,7 +146,7 @@ def app(engine: Engine, model: str) -> FastAPI:
                 loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
         job = Job(asked.prompt, asked.seed, num_frames, sampling, deliver, asked.stream)
-        facts = sidecar(asked, sampling, model, num_frames * bundle.codec.hop, bundle.sample_rate)
+        facts = sidecar(asked.prompt, asked.seed, sampling, model, num_frames * bundle.codec.hop, bundle.sample_rate)
         try:
             engine.submit(job)
         except (Full, Closing) as error:
@@ -260,6 +260,8 @@ async def _streamed(
     try:
         yield wav_header(num_samples, sample_rate)
         while piece is not None:
+            if isinstance(piece, Gone):
+                return
             if isinstance(piece, Exception):
                 raise RuntimeError(f"a clip was broken off: {piece}")  # its length was promised: cut the connection
             yield pcm(piece, sample_rate)
@@ -270,9 +272,9 @@ async def _streamed(
         gone.cancel()
 
 
-def sidecar(asked: Asked, sampling: Sampling, model: str, samples: int, sample_rate: int) -> dict[str, Any]:
+def sidecar(prompt: str, seed: int, sampling: Sampling, model: str, samples: int, sample_rate: int) -> dict[str, Any]:
     """Everything needed to make the same sound again."""
-    facts = {"prompt": asked.prompt, "seed": asked.seed, "model": model, "sample_rate": sample_rate}
+    facts: dict[str, Any] = {"prompt": prompt, "seed": seed, "model": model, "sample_rate": sample_rate}
     return facts | {"samples": samples, "seconds": samples / sample_rate, "sampling": asdict(sampling)}
 
 
@@ -312,16 +314,17 @@ def _told(error: dict[str, Any]) -> str:
 class Server(uvicorn.Server):
     """Stops in order: at the first signal nothing new is begun; what waits is refused while the rest is finished."""
 
-    def __init__(self, settings: uvicorn.Config, engine: Engine) -> None:
+    def __init__(self, settings: uvicorn.Config, engines: list[Engine]) -> None:
         super().__init__(settings)
-        self.engine = engine
+        self.engines = engines
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.engine.drain()
+        for engine in self.engines:
+            engine.drain()
         super().handle_exit(sig, frame)
 
 
-def run(server: FastAPI, engine: Engine, host: str, port: int, connections: int, grace_seconds: int) -> None:
+def run(server: FastAPI, engines: list[Engine], host: str, port: int, connections: int, grace_seconds: int) -> None:
     """Serve until a signal ends it. Raises OSError or RuntimeError where it cannot begin."""
     settings = uvicorn.Config(
         server,
@@ -333,7 +336,7 @@ def run(server: FastAPI, engine: Engine, host: str, port: int, connections: int,
         server_header=False,
         ws="none",
     )
-    made = Server(settings, engine)
+    made = Server(settings, engines)
     made.run()
     if not made.started:
         raise RuntimeError(f"the service did not start on {host}:{port}; see above")

@@ -83,14 +83,14 @@ def finish(lane: Lane, arrivals: dict[int, list[Clip]]) -> dict[Clip, np.ndarray
 def test_same_seed_same_sound_whoever_else_is_there(bundle, guidance):
     """Clips of other lengths and settings come and go; one of them is longer than the window of the training."""
     ways = [dataclasses.replace(way, guidance=guidance) for way in WAYS]
-    wanted = [(f"rain {n}", n, frames, ways[n % 4], n % 2 == 0) for n, frames in enumerate((20, 9, 47, 16, 20, 3))]
+    wanted = [(f"rain {n}", n, frames, ways[n % 4], n % 2 == 0) for n, frames in enumerate((20, 9, 33, 3))]
 
     def clips() -> list[Clip]:
         return [Clip(job(*asked)[0], bundle) for asked in wanted]
 
     with torch.inference_mode():
         crowd = clips()
-        together = finish(Lane(bundle, 3, guidance is not None, 100), {0: crowd[:2], 4: crowd[2:4], 13: crowd[4:]})
+        together = finish(Lane(bundle, 3, guidance is not None, 100), {0: crowd[:2], 4: crowd[2:]})
         for asked, clip, alone in zip(wanted, crowd, clips(), strict=True):
             sound = finish(Lane(bundle, 3, guidance is not None, 100), {0: [alone]})[alone]
             assert np.array_equal(together[clip], sound), asked
@@ -124,6 +124,7 @@ def test_what_cannot_be_made_is_refused_before_it_waits(engine, bundle):
         with pytest.raises(ValueError, match=said):
             engine.check(prompt, seconds, PLAIN)
     assert engine.check("rain", None, PLAIN) == 20
+    assert engine.check("rain", 1e-300, PLAIN) == 1
     unguided = Engine(_without_guidance(bundle), LIMITS)
     with pytest.raises(ValueError, match="registered without guidance"):
         unguided.check("rain", None, dataclasses.replace(PLAIN, guidance=3.0))
@@ -145,9 +146,13 @@ def test_the_queue_has_an_end_and_says_when_to_come_back(engine):
     for wanted, _ in jobs[4:8]:
         engine.submit(wanted)
     with pytest.raises(Full) as full:
-        while True:
-            engine.submit(job(frames=100)[0])
+        _fill(engine)
     assert full.value.seconds > 0
+
+
+def _fill(engine: Engine) -> None:
+    while True:
+        engine.submit(job(frames=100)[0])
 
 
 def test_who_goes_away_frees_the_row(engine):
