@@ -82,8 +82,11 @@ def eventually(holds: Callable[[], bool], what: str, seconds: float = PATIENCE) 
         time.sleep(0.3)
 
 
-def wait_for(url: str) -> None:
+def wait_for(url: str, process: subprocess.Popen[bytes] | None = None) -> None:
+    """Return when `url` answers; raises AssertionError when it does not in time, or `process` has ended."""
+
     def answers() -> bool:
+        assert process is None or process.poll() is None, f"{process.args} ended with code {process.returncode}"
         try:
             with urllib.request.urlopen(url, timeout=5):
                 return True
@@ -103,17 +106,18 @@ def mlflow(port: int, folder: Path, backend: str, artifacts: str) -> subprocess.
             command, cwd=folder, env={**os.environ, **more}, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        wait_for(f"http://127.0.0.1:{port}/health")
+        wait_for(f"http://127.0.0.1:{port}/health", process)
     except AssertionError:
         kill(process)
-        raise
+        raise AssertionError((folder / "server.log").read_text()[-4000:]) from None
     return process
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
     """At once, with all that it started in its session."""
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def api(environment: dict[str, str], path: str, body: dict[str, Any] | None = None) -> Any:
