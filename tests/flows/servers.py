@@ -75,15 +75,49 @@ def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
         log.close()
 
 
-def wait_for(url: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while True:
+def eventually(holds: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not in time: {what}"
+        time.sleep(0.3)
+
+
+def wait_for(url: str, process: subprocess.Popen[bytes] | None = None) -> None:
+    """Return when `url` answers; raises AssertionError when it does not in time, or `process` has ended."""
+
+    def answers() -> bool:
+        assert process is None or process.poll() is None, f"{process.args} ended with code {process.returncode}"
         try:
             with urllib.request.urlopen(url, timeout=5):
-                return
+                return True
         except OSError:
-            assert time.monotonic() < deadline, f"nothing answers at {url}"
-            time.sleep(0.5)
+            return False
+
+    eventually(answers, f"an answer at {url}")
+
+
+def mlflow(port: int, folder: Path, backend: str, artifacts: str) -> subprocess.Popen[bytes]:
+    """MLflow's server in `folder`, with its artifacts behind it; returns when it answers. `kill` ends it."""
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", backend, "--artifacts-destination", artifacts]
+    more = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with open(folder / "server.log", "a") as log:
+        process = subprocess.Popen(
+            command, cwd=folder, env={**os.environ, **more}, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        wait_for(f"http://127.0.0.1:{port}/health", process)
+    except AssertionError:
+        kill(process)
+        raise AssertionError((folder / "server.log").read_text()[-4000:]) from None
+    return process
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """At once, with all that it started in its session."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def api(environment: dict[str, str], path: str, body: dict[str, Any] | None = None) -> Any:

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from tests.flows import servers
+from tests.flows.servers import eventually
 from tests.tracking.conftest import database, root  # noqa: F401
 
 pytestmark = [
@@ -34,13 +35,6 @@ with open("runs-segment", "a") as runs:
     runs.write("ended\\n")
 """
 Prefect = Callable[..., str]
-
-
-def eventually(holds: Callable[[], bool], what: str, seconds: float = servers.PATIENCE) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not in time: {what}"
-        time.sleep(0.3)
 
 
 def counted(project: Path, stage: str) -> list[str]:
@@ -254,26 +248,13 @@ def test_an_mlflow_server_that_is_killed_for_a_while_misses_nothing(
     (root / "stage.py").write_text(code)
 
     def server() -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{root / store.DATABASE}"]
-        with open(root / "server.log", "a") as log:
-            more = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-            process = subprocess.Popen(
-                [*command, "--artifacts-destination", "files"],
-                env={**os.environ, **more},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        servers.wait_for(f"http://127.0.0.1:{port}/health")
-        return process
+        return servers.mlflow(port, root, f"sqlite:///{root / store.DATABASE}", "files")
 
     first = server()
     stage = subprocess.Popen([sys.executable, "stage.py"], env=environment_of(root, SIREN_EXPORT="1"))
     try:
         eventually(lambda: any(records.read_state(f)["offset"] for f in records.folders(root)), "points arrived")
-        os.killpg(first.pid, signal.SIGKILL)
-        first.wait()
+        servers.kill(first)
         assert stage.wait(120) == 0  # whatever the server does
         (folder,) = records.folders(root)
         assert not records.caught_up(folder)
@@ -283,8 +264,7 @@ def test_an_mlflow_server_that_is_killed_for_a_while_misses_nothing(
         points = store.connect(store.address(root)).get_metric_history(run, "loss")
         assert sorted(p.step for p in points) == list(range(40))
     finally:
-        os.killpg(first.pid, signal.SIGKILL)
-        first.wait()
+        servers.kill(first)
         for process in psutil.process_iter(["cmdline"]):
             if (process.info["cmdline"] or [])[2:4] == ["siren.tracking.export", str(root)]:
                 process.terminate()

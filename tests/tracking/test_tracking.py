@@ -18,6 +18,7 @@ from siren import config, tracking
 from siren.tracking import export, lineage, records, store, watch
 from siren.tracking.export import Exporter
 from siren.tracking.run import Run
+from tests.flows import servers
 
 # MLflow's own use of SQLAlchemy.
 pytestmark = pytest.mark.filterwarnings("ignore:.*loader strategy is deprecated")
@@ -452,17 +453,9 @@ def test_what_a_server_missed_arrives_when_it_is_back(root: Path, monkeypatch: p
         run.audio("dog", np.zeros(1000, np.float32), 16000)
     with pytest.raises(ValueError, match="could not be sent"):
         export.flush(root, timeout=1)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", "5977", "--workers", "1"]
-    with open(root / "server.log", "w") as log:
-        server = subprocess.Popen(
-            [*command, "--backend-store-uri", f"sqlite:///{root / store.DATABASE}", "--artifacts-destination", "files"],
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    server = servers.mlflow(5977, root, f"sqlite:///{root / store.DATABASE}", "files")
     try:
         assert export.flush(root, timeout=180) == 1
         assert history(root, mlflow_runs(root)["codec"], "loss") == [(1, 3.0)]
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+        servers.kill(server)
