@@ -13,6 +13,10 @@ their number and the bytes of weights that they read. What differs from `siren.g
 
 On a GPU a frame is one replayed CUDA graph for every `SPAN` frames of cache, in bf16 if asked. There every position is
 a number on the device, as it is for rows that stand at different frames (`ragged`), which the tests use on a CPU.
+
+No `torch.compile`: it would need `ragged` caches, attended to in whole spans, and compiles anew in every process. An
+experiment before this code was written found a sampler of this kind 1.4 times as fast at G1 of bench/generate.py and no
+faster at G2 (CPU, batch 1). On a GPU the graph does away with the same launches; what fusion would add is not measured.
 Letters as in `siren.shapes`, and R: rows of the batch, twice the items with guidance. n: tokens of one call.
 """
 
