@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from siren import stages
 from siren.align.anticausal import align
 from siren.config import Config, load
 from siren.encode.tokens import Tokens, read_tokens
@@ -25,17 +24,19 @@ from siren.model.codebooks import CodecTables
 from siren.model.siren import Siren
 from siren.model.transformer import ResidualTransformer
 from siren.networks import codec as codecs
+from siren.stages import places
+from siren.stages.align import build_reward
 
 CODEBOOKS, SIZE, CODE, LATENT, WIDTH, FRAMES = 12, 1024, 8, 1024, 768, 500  # DAC's at 50 Hz, CLAP's text, 10 s
 
 
 def pipeline(config: Config, device: str) -> tuple:
     """What `siren align` would start from."""
-    codec = codecs.load(stages.MODELS / "codec", device)
-    prompts = read_tokens(stages.TOKENS, "rl", codec.fingerprint())
-    model = load_model(stages._stage1_folders(config), codec.fingerprint()).to(device)
-    frames = stages._frames(config.filter.score.crop_seconds, codec)
-    return model, prompts, codec.decode, stages._reward(config, codec, model, prompts, device), frames
+    codec = codecs.load(places.MODELS / "codec", device)
+    prompts = read_tokens(places.TOKENS, "rl", codec.fingerprint())
+    model = load_model(places.stage1_folders(config), codec.fingerprint()).to(device)
+    frames = places.num_frames(config.filter.score.crop_seconds, codec)
+    return model, prompts, codec.decode, build_reward(config, codec, model, prompts, device), frames
 
 
 def synthetic(config: Config, device: str, frames: int) -> tuple:

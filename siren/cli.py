@@ -1,8 +1,7 @@
 """The command `siren`: a verb for each stage, and verbs for people.
 
-Stage verbs take no flags: their numbers come from params.yaml. They are read off `siren.stages`, in its order: every
-public function there whose first argument is the settings is a stage, and its docstring is the verb's help. Imports
-are inside the verbs, so that `siren --help` answers at once.
+Stage verbs take no flags: their numbers come from params.yaml. They are `STAGES` of `siren.stages.pipeline`, in its
+order, and a stage's docstring is the verb's help. Imports are inside the verbs, so that `siren --help` answers at once.
 """
 
 import difflib
@@ -43,13 +42,10 @@ app.add_typer(study, name="study", rich_help_panel=PEOPLE)
 
 
 def stage_functions() -> dict[str, Callable[..., Any]]:
-    """Name → function of every stage, in the order of `siren.stages`."""
-    from siren import stages
+    """Name → function of every stage, in the pipeline's order."""
+    from siren.stages.pipeline import STAGES
 
-    found = inspect.getmembers(stages, inspect.isfunction)
-    own = [(n, f) for n, f in found if f.__module__ == stages.__name__ and not n.startswith("_")]
-    ordered = sorted(own, key=lambda item: item[1].__code__.co_firstlineno)
-    return {name: f for name, f in ordered if next(iter(inspect.signature(f).parameters), "") == "config"}
+    return STAGES
 
 
 def _verb(function: Callable[..., Any]) -> Callable[..., None]:
@@ -429,18 +425,18 @@ def import_checkpoint(
     ] = None,
 ) -> None:
     """A stage-1 checkpoint in the authors' published format to this project's."""
-    from siren import stages
+    from siren.stages import exchange
 
     codec_folder, clap_folder = _network("codec", codec), _network("clap", clap)
-    print("\n".join(stages.import_checkpoint(folder, out, codec_folder, clap_folder, register)))
+    print("\n".join(exchange.import_checkpoint(folder, out, codec_folder, clap_folder, register)))
 
 
 def _network(name: str, given: str | None) -> Path | None:
     """The folder of a network that may be left out (`none`), or by default the pipeline's, if there is one."""
-    from siren import stages
+    from siren.stages import places
 
     if given is None:
-        default = stages.MODELS / name
+        default = places.MODELS / name
         return default if default.is_dir() else None
     return None if given == "none" else Path(given)
 
@@ -466,10 +462,10 @@ def export_checkpoint(
     out: Annotated[Path, typer.Argument(help="Folder for manifest.json and what it names.")],
 ) -> None:
     """Transformers of this project to the authors' published format."""
-    from siren import stages
+    from siren.stages import exchange
     from siren.tracking import registry
 
-    print(stages.export_checkpoint(registry.open_bundle(model)[0], out))
+    print(exchange.export_checkpoint(registry.open_bundle(model)[0], out))
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -482,9 +478,10 @@ def claims(
     ] = False,
 ) -> None:
     """Try the paper's claims about its arms: train, sample and judge each at some seeds; reports/claims.md."""
-    from siren import config, stages
+    from siren import config
+    from siren.stages import experiments
 
-    tried = stages.alignment_claims if alignment else stages.claims
+    tried = experiments.alignment_claims if alignment else experiments.claims
     tried(range(seeds), config.load(), steps, arm or ())
 
 
@@ -498,9 +495,10 @@ def paper(
     candidates: Annotated[int, typer.Option(min=2, help="Up to how many clips best of N chooses from.")] = 8,
 ) -> None:
     """The paper's tables and figures beside what was run here, with verdicts on its claims: reports/paper.html."""
-    from siren import config, stages
+    from siren import config
+    from siren.stages import experiments
 
-    print(stages.paper(run, range(seeds), config.load(), steps, candidates))
+    print(experiments.paper(run, range(seeds), config.load(), steps, candidates))
 
 
 @corpus.callback()
@@ -512,9 +510,10 @@ def overview(
     """What became of the corpus: the funnel, hours, sources, licences, and what is in quarantine."""
     if context.invoked_subcommand is not None:
         return
-    from siren import config, stages
+    from siren import config
+    from siren.stages import corpus
 
-    found = stages.audit(tau or (), config.load())
+    found = corpus.audit(tau or (), config.load())
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
         return
@@ -529,9 +528,9 @@ def show(
     name: Annotated[str, typer.Argument(help="A clip, a segment, or an item in quarantine.", metavar="ID")],
 ) -> None:
     """One item's whole history: where it came from, what every stage made of it, and why it was left out."""
-    from siren import stages
+    from siren.stages import corpus
 
-    text, story = stages.history(name)
+    text, story = corpus.history(name)
     for stage, facts in story:
         print(stage)
         for key, value in facts.items():

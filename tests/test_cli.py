@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from siren import cli, stages
+from siren import cli
+from siren.stages import pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 Siren = Callable[..., tuple[int, str, str]]
@@ -64,9 +65,9 @@ def test_help_imports_nothing_heavy_and_names_every_verb() -> None:
 
 
 def test_every_stage_of_the_pipeline_is_a_verb_and_the_other_way_round() -> None:
-    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert set(cli.stage_functions()) == set(pipeline)
-    for name, stage in pipeline.items():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert set(cli.stage_functions()) == set(stages)
+    for name, stage in stages.items():
         command = stage.get("do", stage)["cmd"]
         assert command.split()[:2] == ["siren", name], command
 
@@ -80,8 +81,7 @@ def test_a_stage_gets_the_settings_and_its_argument(
         """Train one."""
         seen.append((type(config).__name__, k))
 
-    stage1.__module__ = stages.__name__
-    monkeypatch.setattr(stages, "stage1", stage1)
+    monkeypatch.setitem(pipeline.STAGES, "stage1", stage1)
     assert siren("stage1", "2")[0] == 0
     assert seen == [("Config", 2)]
     assert siren("stage1", "two")[0] == 2

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from siren import engine, stages
+from siren import engine
 from siren.config import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -153,12 +153,12 @@ def test_pieces_belong_to_all_that_a_network_was_saved_with(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "models" / "clap"
     folder.mkdir(parents=True)
-    places = set()
+    folders = set()
     for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer.json"):
         with (folder / name).open("a") as file:
             file.write("x")
-        places.add(stages._pieces("score", stages._saved("clap")))
-    assert len(places) == 4
+        folders.add(places.pieces("score", places.saved("clap")))
+    assert len(folders) == 4
 
 
 def test_settings_come_from_the_environment() -> None:

@@ -21,9 +21,10 @@ from typing import Any
 import pytest
 
 from siren import config as settings
-from siren import engine, stages
+from siren import engine
 from siren.collect import segment
 from siren.encode import tokenize as tokens
+from siren.stages import pipeline
 from tests.test_engine import Squares, begun, broken, squares
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'siren[ray]'")
@@ -121,7 +122,14 @@ def run_data_stages(config: settings.Config, folder: Path, monkeypatch: pytest.M
     for name in ("codec", "clap"):
         shutil.copytree(ROOT / "weights" / name, folder / "models" / name)
     monkeypatch.chdir(folder)
-    for stage in (stages.fetch, stages.segment, stages.caption, stages.score, stages.select, stages.tokenize):
+    for stage in (
+        pipeline.fetch,
+        pipeline.segment,
+        pipeline.caption,
+        pipeline.score,
+        pipeline.select,
+        pipeline.tokenize,
+    ):
         stage(config)
     files = sorted(path for path in (folder / "data").rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -148,7 +156,7 @@ def test_data_and_a_training_are_the_same_on_ray_and_in_process(
     # The training: in process, and on a node that is killed once it has a checkpoint.
     monkeypatch.setenv("SIREN_ENGINE", "local")
     monkeypatch.chdir(tmp_path / "local")
-    stages.stage1(config, 0)
+    pipeline.stage1(config, 0)
     monkeypatch.setenv("SIREN_ENGINE", "ray")
     monkeypatch.setenv("SIREN_WORKER_CPUS", "2")  # not on the driver's node
     monkeypatch.chdir(tmp_path / "ray")
@@ -156,7 +164,7 @@ def test_data_and_a_training_are_the_same_on_ray_and_in_process(
     checkpoints, seen = tmp_path / "ray" / ".siren" / "checkpoints", list[int]()
     killer = threading.Thread(target=kill_node_of_training, args=(cluster, checkpoints, seen), daemon=True)
     killer.start()
-    stages.stage1(config, 0)
+    pipeline.stage1(config, 0)
     killer.join()
     assert max(seen, default=60) < 60, "the training ended before its node was killed"
     for name in ("models/stage1/0/model.safetensors", "reports/curves/stage1-0.csv"):

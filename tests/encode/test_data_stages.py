@@ -9,13 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from siren import audio, shards, stages
+from siren import audio, shards
 from siren import config as settings
 from siren.encode.tokens import read_tokens
 from siren.evaluate import analyze
 from siren.evaluate.prompts import counts, index
 from siren.networks import clap as claps
 from siren.networks import codec as codecs
+from siren.stages import pipeline, reading
 from siren.train.contrastive import Pool
 from tests.encode.test_tokenize import Blocks, Words
 
@@ -60,9 +61,16 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> settings.Config:
 
 
 def test_data_flows_from_sources_to_tokens(config: settings.Config, capsys: pytest.CaptureFixture[str]) -> None:
-    for stage in (stages.fetch, stages.segment, stages.caption, stages.score, stages.select, stages.validate):
+    for stage in (
+        pipeline.fetch,
+        pipeline.segment,
+        pipeline.caption,
+        pipeline.score,
+        pipeline.select,
+        pipeline.validate,
+    ):
         stage(config)
-    stages.tokenize(config)
+    pipeline.tokenize(config)
     assert capsys.readouterr().out.splitlines() == [
         "fetch: 47 in, 47 out, 0 quarantined",
         "segment: 47 in, 44 out, 3 quarantined (empty 2, truncated 1)",
@@ -83,11 +91,11 @@ def test_data_flows_from_sources_to_tokens(config: settings.Config, capsys: pyte
 
 
 def test_a_failing_gate_stops_but_leaves_its_report(config: settings.Config) -> None:
-    for stage in (stages.fetch, stages.segment, stages.caption, stages.score, stages.select):
-        stage(config)
+    for name in ("fetch", "segment", "caption", "score", "select"):
+        pipeline.STAGES[name](config)
     strict = dataclasses.replace(config.filter, validate=settings.Validate(max_quarantined=0.01))
     with pytest.raises(ValueError, match=r"accounting: .*share_quarantined"):
-        stages.validate(dataclasses.replace(config, filter=strict))
+        pipeline.validate(dataclasses.replace(config, filter=strict))
     assert "1 of 44 demands fail" in Path("reports/data/index.html").read_text()
 
 
@@ -98,7 +106,7 @@ def test_a_source_without_one_good_row_is_an_error_that_names_a_line(config: set
     fetch = dataclasses.replace(config.collect.fetch, sources=(source,))
     config = dataclasses.replace(config, collect=dataclasses.replace(config.collect, fetch=fetch))
     with pytest.raises(ValueError, match=r"no clip is left, .* manifest.csv line 2: file '../secret.wav' lies outside"):
-        stages.fetch(config)
+        pipeline.fetch(config)
     assert shards.read_quarantine("data/clips")["reason"].to_pylist() == ["path_escapes"]
 
 
@@ -119,7 +127,14 @@ def test_clips_without_labels_mean_what_their_captions_say(config: settings.Conf
         collect=dataclasses.replace(config.collect, fetch=fetch),
         filter=dataclasses.replace(config.filter, select=selection),
     )
-    for stage in (stages.fetch, stages.segment, stages.caption, stages.score, stages.select, stages.tokenize):
+    for stage in (
+        pipeline.fetch,
+        pipeline.segment,
+        pipeline.caption,
+        pipeline.score,
+        pipeline.select,
+        pipeline.tokenize,
+    ):
         stage(config)
 
     tokens = {split: read_tokens("data/tokens", split, "blocks") for split in ("stage1", "rl", "test")}
@@ -128,7 +143,7 @@ def test_clips_without_labels_mean_what_their_captions_say(config: settings.Conf
         assert [*found.labels] == [[]] * len(found)
         assert set(found.relations) == {None}
 
-    _, found, wordings, labels, relations = stages._captioned("train")
+    _, found, wordings, labels, relations = reading.captioned("train")
     assert sorted(found) == sorted(captions[:6])
     assert (labels, set(relations)) == ([[caption] for caption in found], {"caption"})
     pool = Pool(wordings, labels, relations)
@@ -149,4 +164,4 @@ def test_clips_without_labels_mean_what_their_captions_say(config: settings.Conf
         "then": 0,
         "not_judged": 2,
     }
-    assert stages._labelled("train", config, 16000)[1] == [[]] * 6  # no judge is trained on them
+    assert reading.labelled("train", config, 16000)[1] == [[]] * 6  # no judge is trained on them

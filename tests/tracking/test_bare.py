@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from siren import cli, config, stages, tracking
+from siren import cli, config, tracking
+from siren.stages import pipeline
 from siren.tracking import export, records, store
 from tests.test_config import ROOT, compose
 
@@ -87,7 +88,8 @@ def test_a_stage_there_leaves_a_record_that_is_imported_into_mlflow_here(
     there = tmp_path / "bare"
     there.mkdir()
     code = f"""
-from siren import cli, config, stages, tracking
+from siren import cli, config, tracking
+from siren.stages import pipeline
 import siren.train.stage1, siren.align.anticausal, siren.generate.bundle
 assert list(cli.stage_functions()) == {list(cli.stage_functions())!r}
 with tracking.stage("stage1@0", config.load({str(ROOT / "params.yaml")!r}), ("seed",)) as run:
@@ -167,7 +169,7 @@ def test_every_training_command_of_scale_small_runs_there(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SIREN_EXPORT", "0")
     compose("small", tmp_path, *SMALL).rename(tmp_path / "params.yaml")
-    for stage in (stages.fetch, stages.segment, stages.caption):
+    for stage in (pipeline.fetch, pipeline.segment, pipeline.caption):
         stage(config.load())
     commands = ["codec", "clap", "imagebind", "judge", "score", "select", "tokenize"]
     commands += [*(f"stage1 {k}" for k in range(6)), "align"]

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from siren import stages, tracking
+from siren import tracking
+from siren.stages import pipeline
 from siren.tracking import export, registry, store
 from tests.flows import servers
 from tests.flows.conftest import environment, project, start, template  # noqa: F401
@@ -137,7 +138,7 @@ def test_runs_lie_in_postgresql_and_models_in_the_bucket_and_both_are_read_back_
         run.log(1, {"loss": 3.0})
         run.artifact(here / "note.txt")
     export.flush(here)
-    stages.register(config)
+    pipeline.register(config)
     client = store.connect(mlflow_server)
     (experiment,) = client.search_experiments(filter_string="name = 'siren'")
     (codec,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'codec'")

@@ -14,9 +14,10 @@ import pandas
 import pytest
 import soundfile
 
-from siren import cli, stages
+from siren import cli
 from siren.generate.bundle import Bundle
 from siren.networks.store import file_sha256
+from siren.stages import pipeline
 from siren.tracking import promotion, registry, store
 from tests.tracking import builders
 
@@ -62,7 +63,7 @@ def siren(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
 
 def register(name: str) -> registry.Version:
-    stages.register(builders.settings(name))
+    pipeline.register(builders.settings(name))
     return registry.version(f"models:/{name}@challenger")
 
 

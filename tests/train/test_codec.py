@@ -241,9 +241,9 @@ def project(tmp_path, monkeypatch):
 
 
 def test_the_stage_trains_a_codec_and_reports_it_and_loads_it_as_weights(project, tmp_path):
-    from siren import stages
+    from siren.stages import pipeline
 
-    stages.codec(project)
+    pipeline.codec(project)
     codec = codecs.load(tmp_path / "models/codec")
     report = json.loads((tmp_path / "reports/networks/codec.json").read_text())
     assert report["mel_distance"] < report["untrained"]["mel_distance"]
@@ -253,7 +253,7 @@ def test_the_stage_trains_a_codec_and_reports_it_and_loads_it_as_weights(project
     weights = tmp_path / "weights"
     (tmp_path / "models/codec").rename(weights)
     network = dataclasses.replace(project.networks.codec, weights="weights", training=None)
-    stages.codec(dataclasses.replace(project, networks=dataclasses.replace(project.networks, codec=network)))
+    pipeline.codec(dataclasses.replace(project, networks=dataclasses.replace(project.networks, codec=network)))
     assert codecs.load(tmp_path / "models/codec").fingerprint() == codec.fingerprint()
     assert json.loads((tmp_path / "reports/networks/codec.json").read_text()) == report
     sidecar = json.loads((tmp_path / "models/codec/config.json").read_text())

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from siren import config as settings
-from siren import shards, stages
+from siren import shards
 from siren.networks import clap as claps
 from siren.networks import imagebind as rewards
+from siren.stages import pipeline, places
 
 from .test_contrastive import CLAP, IMAGEBIND, corpus
 
@@ -33,9 +34,9 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "relation": relations,
         "pcm": [wav.tobytes() for wav in wavs],
     }
-    shards.write_shards(stages.SEGMENTS, "segments", pa.table(columns), rows_per_shard=16)
+    shards.write_shards(places.SEGMENTS, "segments", pa.table(columns), rows_per_shard=16)
     kept = {"id": names[:40], "caption": [wordings[0] for wordings in captions[:40]], "candidates": captions[:40]}
-    shards.write_table(stages.CAPTIONS / "captions.parquet", pa.table(kept))
+    shards.write_table(places.CAPTIONS / "captions.parquet", pa.table(kept))
     return tmp_path
 
 
@@ -51,7 +52,7 @@ def configured(name: str, weights: str | None) -> settings.Config:
 
 @pytest.mark.parametrize("name", ["clap", "imagebind"])
 def test_trained_here_or_loaded_the_stage_leaves_the_same_network(name: str, workspace: Path) -> None:
-    stage = getattr(stages, name)
+    stage = pipeline.STAGES[name]
     stage(configured(name, weights=None))
     (workspace / "models" / name).rename(workspace / "kept")
     report = Path(f"reports/networks/{name}.json").read_text()
@@ -68,10 +69,10 @@ def test_trained_here_or_loaded_the_stage_leaves_the_same_network(name: str, wor
 
 
 def test_clap_and_the_reward_share_neither_start_nor_order_nor_weights(workspace: Path) -> None:
-    stages.clap(configured("clap", weights=None))
+    pipeline.clap(configured("clap", weights=None))
     config = configured("imagebind", weights=None)
     network = replace(config.networks.imagebind, backend="clap", architecture=CLAP)
-    stages.imagebind(replace(config, networks=replace(config.networks, imagebind=network)))
+    pipeline.imagebind(replace(config, networks=replace(config.networks, imagebind=network)))
     one, other = claps.load("models/clap").state_dict(), rewards.load("models/imagebind").state_dict()
     assert one.keys() == other.keys()
     learned = [name for name in one if name.endswith("weight") and one[name].ndim >= 2]
@@ -79,8 +80,8 @@ def test_clap_and_the_reward_share_neither_start_nor_order_nor_weights(workspace
 
 
 def test_a_corpus_without_training_clips_says_so(workspace: Path) -> None:
-    table = shards.read_shards(stages.SEGMENTS, "segments")
+    table = shards.read_shards(places.SEGMENTS, "segments")
     held_out = table.set_column(table.schema.get_field_index("split"), "split", pa.array(["val"] * table.num_rows))
-    shards.write_shards(stages.SEGMENTS, "segments", held_out, rows_per_shard=100)
+    shards.write_shards(places.SEGMENTS, "segments", held_out, rows_per_shard=100)
     with pytest.raises(ValueError, match="no segment of split 'train'"):
-        stages.clap(configured("clap", weights=None))
+        pipeline.clap(configured("clap", weights=None))

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from siren import config as settings
-from siren import shards, stages
+from siren import shards
 from siren.config import ConfigError
 from siren.networks import judge as judges
+from siren.stages import pipeline, places, reading
 
 from .test_judge import corpus
 
@@ -32,7 +33,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     table = pa.table(
         {"split": ["train"] * 16 + ["val"] * 4, "labels": labels, "pcm": [wav.tobytes() for wav in wavs]},
     )
-    shards.write_shards(stages.SEGMENTS, "segments", table, rows_per_shard=12)
+    shards.write_shards(places.SEGMENTS, "segments", table, rows_per_shard=12)
     return tmp_path
 
 
@@ -50,14 +51,14 @@ def configured(weights: str | None, sample_rate: int = 16000, **backends: str) -
 
 
 def test_trained_here_or_loaded_the_stage_leaves_the_same_judges(workspace: Path) -> None:
-    stages.judge(configured(weights=None))
+    pipeline.judge(configured(weights=None))
     (workspace / "models/judge").rename(workspace / "kept")
     report = json.loads(Path("reports/networks/judge.json").read_text())
     assert set(report) == {"panns", "vggish"}
     assert report["panns"]["one_event_clips"] + report["panns"]["two_event_clips"] == 4
     assert not list(Path(".siren/checkpoints").rglob("*.safetensors")), "nothing is left to resume"
 
-    stages.judge(configured(weights="kept"))
+    pipeline.judge(configured(weights="kept"))
     for name in ("panns", "vggish"):
         trained, loaded = judges.load(f"kept/{name}"), judges.load(f"models/judge/{name}")
         assert trained.labels == loaded.labels == ["high", "low", "noise"]
@@ -70,13 +71,13 @@ def test_trained_here_or_loaded_the_stage_leaves_the_same_judges(workspace: Path
 def test_trained_twice_the_bytes_are_the_same(workspace: Path) -> None:
     written = []
     for _ in range(2):
-        stages.judge(configured(weights=None))
+        pipeline.judge(configured(weights=None))
         written.append({p.name: p.read_bytes() for p in sorted(Path("models/judge/panns").iterdir())})
     assert written[0] == written[1]
 
 
 def test_judges_hear_16_khz_whatever_the_corpus_has(workspace: Path) -> None:
-    wavs, labels = stages._labelled("val", configured(None, sample_rate=32000), 16000)
+    wavs, labels = reading.labelled("val", configured(None, sample_rate=32000), 16000)
     assert wavs.shape == (4, 4000)
     assert wavs.dtype == np.int16
     assert len(labels) == 4
@@ -84,4 +85,4 @@ def test_judges_hear_16_khz_whatever_the_corpus_has(workspace: Path) -> None:
 
 def test_a_section_takes_the_network_that_its_metrics_are_defined_on(workspace: Path) -> None:
     with pytest.raises(ConfigError, match=r"networks.judge.panns.backend is 'vggish'"):
-        stages.judge(configured(None, panns="vggish"))
+        pipeline.judge(configured(None, panns="vggish"))

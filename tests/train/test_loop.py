@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from siren import stages
+from siren.stages import places
 from siren.train.loop import Checkpoint, Curve, Watch, differences
 
 
@@ -123,10 +123,10 @@ def test_only_dvc_starts_afresh_beside_an_unfinished_run(tmp_path, monkeypatch, 
     """DVC runs a stage because something changed; a person who types it means to go on."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DVC_STAGE", raising=False)
-    stages._checkpoint("codec", seed=0).save(7, *made())
+    places.checkpoint("codec", seed=0).save(7, *made())
     with pytest.raises(ValueError, match=r"codec/.* at step 7:\n  seed: 0 there, 1 here\nTo go on with it"):
-        stages._checkpoint("codec", seed=1).restore(*made())
+        places.checkpoint("codec", seed=1).restore(*made())
     monkeypatch.setenv("DVC_STAGE", "codec")
-    assert stages._checkpoint("codec", seed=1).restore(*made()) == 0
+    assert places.checkpoint("codec", seed=1).restore(*made()) == 0
     assert "This run starts afresh" in capsys.readouterr().err
-    assert stages._checkpoint("codec", seed=0).restore(*made()) == 7
+    assert places.checkpoint("codec", seed=0).restore(*made()) == 7
