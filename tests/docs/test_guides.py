@@ -169,7 +169,7 @@ def test_own_sounds_become_a_champion(clone):
     small(clone, "folder")
     (table,) = (block for block in blocks("your-own-sounds.md") if block.kind == "csv")
     shown = list(csv.DictReader(table.text.splitlines()))
-    more = [row | {"file": f"{row['label']}-{i:02d}.wav"} for i in range(3, 23) for row in (shown[0], shown[2])]
+    more = [row | {"file": f"{row['label']}-{i:02d}.wav"} for i in range(3, 53) for row in (shown[0], shown[2])]
     sounds(clone / "sounds", [row["file"] for row in [*shown, *more]])
     whole = "".join(f"{row['file']},{row['caption']} {i},{row['label']}\n" for i, row in enumerate(more))
     printed = follow(clone, "your-own-sounds.md", whole)
