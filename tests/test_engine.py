@@ -14,6 +14,7 @@ import pytest
 
 from siren import engine
 from siren.config import ConfigError
+from siren.stages import places
 
 ROOT = Path(__file__).resolve().parents[1]
 
