@@ -36,9 +36,8 @@ def test_the_documented_commands_run_the_pipeline(
     assert "0 2 * * *" in prefect("deployment", "inspect", "siren/nightly")
     # The same deployment for a cluster, as far as it goes without one.
     prefect("work-pool", "create", "cluster", "--type", "kubernetes")
-    variables = ("image=example/siren:1", 'env={"SIREN_HOME": "/siren"}')
-    options = [word for variable in variables for word in ("--job-variable", variable)]
-    prefect("--no-prompt", "deploy", "--name", "full", "--pool", "cluster", *options)
+    variables = '{"image": "example/siren:1", "env": {"SIREN_HOME": "/siren"}}'
+    prefect("--no-prompt", "deploy", "--name", "full", "--pool", "cluster", "--job-variable", variables)
     told = json.loads(prefect("deployment", "inspect", "siren/full", "--output", "json"))
     assert told["work_pool_name"] == "cluster"
     assert told["job_variables"]["env"]["SIREN_HOME"] == "/siren"
