@@ -95,6 +95,26 @@ class Clip:
         self.decoder = streaming.Decoder(bundle.codec, job.num_frames, chunk if job.stream else whole)
 
 
+class Sound(Iterator[np.ndarray]):
+    """The pieces of a clip as they are made. `close` frees the row, also before the first piece."""
+
+    def __init__(self) -> None:
+        self.pieces: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
+        self.job: Job | None = None
+
+    def __next__(self) -> np.ndarray:
+        piece = self.pieces.get()
+        if piece is None:
+            raise StopIteration
+        if isinstance(piece, Exception):
+            raise piece
+        return piece
+
+    def close(self) -> None:
+        if self.job is not None:
+            self.job.cancelled = True
+
+
 class Lane:
     """A batch of `rows` places; with `guided` it computes twice as many rows, the second half without text."""
 
@@ -270,22 +290,13 @@ class Engine:
             self.waiting.append(job)
             self.changed.notify()
 
-    def iterate(self, prompt: str, seed: int, seconds: float | None, sampling: Sampling) -> Iterator[np.ndarray]:
-        """A clip in pieces, for a thread that waits for them; closing the iterator frees the row."""
-        pieces: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
-        job = Job(prompt, seed, self.check(prompt, seconds, sampling), sampling, pieces.put, stream=True)
+    def iterate(self, prompt: str, seed: int, seconds: float | None, sampling: Sampling) -> "Sound":
+        """A clip in pieces, for a thread that waits for them. Raises as `check` and `submit` do."""
+        sound = Sound()
+        job = Job(prompt, seed, self.check(prompt, seconds, sampling), sampling, sound.pieces.put, stream=True)
         self.submit(job)
-        return self._pieces(job, pieces)
-
-    @staticmethod
-    def _pieces(job: Job, pieces: "queue.SimpleQueue[Delivery]") -> Iterator[np.ndarray]:
-        try:
-            while (piece := pieces.get()) is not None:
-                if isinstance(piece, Exception):
-                    raise piece
-                yield piece
-        finally:
-            job.cancelled = True
+        sound.job = job
+        return sound
 
     def wait_seconds(self) -> float:
         """About how long a new job would wait for a row."""

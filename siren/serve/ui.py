@@ -28,7 +28,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from siren.generate.batch import slug
 from siren.serve.app import Receive, Scope, Send, sidecar
-from siren.serve.engine import Closing, Engine, Full
+from siren.serve.engine import Closing, Engine, Full, Sound
 from siren.serve.sound import HEADER_BYTES, encode, pcm, wav_header
 
 EXAMPLES = (
@@ -60,6 +60,7 @@ class Recording:
     facts: dict[str, Any]
     pieces: list[np.ndarray] = field(default_factory=list)
     ended: bool = False
+    files: list[Path] = field(default_factory=list)
 
     @property
     def wav(self) -> np.ndarray:
@@ -86,16 +87,22 @@ class Studio:
             engine = self.engines[name]
             sampling = replace(engine.bundle.sampling, **given)
             checked.append((name, seed, sampling, engine.check(prompt, seconds, sampling)))
-        keys, sounds = [], []
-        for name, seed, sampling, num_frames in checked:
-            bundle, key = self.engines[name].bundle, secrets.token_urlsafe(12)
-            sounds.append(self.engines[name].iterate(prompt, seed, seconds, sampling))
-            facts = sidecar(prompt, seed, sampling, name, num_frames * bundle.codec.hop, bundle.sample_rate)
-            self._keep(key, Recording(facts))
-            keys.append(key)
-        yield keys
+        keys: list[str] = []
+        sounds: list[Sound] = []
+        try:
+            for name, seed, sampling, num_frames in checked:
+                sounds.append(self.engines[name].iterate(prompt, seed, seconds, sampling))
+                bundle, key = self.engines[name].bundle, secrets.token_urlsafe(12)
+                facts = sidecar(prompt, seed, sampling, name, num_frames * bundle.codec.hop, bundle.sample_rate)
+                self._keep(key, Recording(facts))
+                keys.append(key)
+        except (Full, Closing):
+            for sound in sounds:
+                sound.close()
+            raise
         going = list(zip(keys, sounds, strict=True))
         try:
+            yield keys
             while going:
                 for key, sound in list(going):
                     piece = next(sound, None)
@@ -107,14 +114,16 @@ class Studio:
                 yield keys
         finally:
             for key, sound in going:
-                sound.close()  # type: ignore[attr-defined]
+                sound.close()
                 self.recordings[key].ended = True
 
     def _keep(self, key: str, recording: Recording) -> None:
         with self.lock:
             self.recordings[key] = recording
             while len(self.recordings) > KEPT:
-                self.recordings.popitem(last=False)
+                _, old = self.recordings.popitem(last=False)
+                for path in old.files:
+                    path.unlink(missing_ok=True)
 
     def files(self, keys: list[str]) -> list[str]:
         """Each clip as a WAV and a JSON sidecar, for download."""
@@ -124,7 +133,8 @@ class Studio:
             stem = Path(self.folder.name) / f"{slug(made.facts['prompt'])}-{made.facts['seed']}-{key[:6]}"
             stem.with_suffix(".wav").write_bytes(encode(made.wav, made.facts["sample_rate"], "wav"))
             stem.with_suffix(".json").write_text(json.dumps(made.facts, indent=1) + "\n")
-            paths += [str(stem.with_suffix(suffix)) for suffix in (".wav", ".json")]
+            made.files = [stem.with_suffix(suffix) for suffix in (".wav", ".json")]
+            paths += [str(path) for path in made.files]
         return paths
 
 
@@ -213,7 +223,7 @@ def page(studio: Studio) -> gr.Blocks:
         done = [shown(studio, key) for key in keys] + [gr.skip()] * rest
         yield ["done", *[gr.skip()] * MOST_CLIPS, *done, studio.files(keys)]
 
-    with gr.Blocks(title="siren", analytics_enabled=False) as made:
+    with gr.Blocks(title="siren", analytics_enabled=False, delete_cache=(3600, 3600)) as made:
         gr.Markdown("# siren\nSay what you want to hear.")
         prompt = gr.Textbox(label="Prompt", lines=2, max_length=limits.prompt_characters, elem_id="prompt")
         with gr.Row():

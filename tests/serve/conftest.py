@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from siren.config import Network, Sampling
-from siren.generate.bundle import Bundle
+from siren.generate.bundle import Bundle, write_bundle
 from siren.model.siren import Siren
 from siren.model.transformer import ResidualTransformer
 from siren.networks import clap as claps
@@ -38,3 +39,15 @@ def engine(bundle: Bundle) -> Iterator[Engine]:
     made = Engine(bundle, LIMITS)
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Such a model on the disk, with clips of 0.1 s."""
+    root, settings = tmp_path_factory.mktemp("model"), builders.settings()
+    builders.write_models(root, settings)
+    models = root / "models"
+    parts = [models / "aligned" / "0", models / "stage1" / "1"]
+    sampling = Sampling(temperature=0.9, top_k=8, top_p=None, guidance=2.0)
+    write_bundle(root / "bundle", parts, True, models / "codec", models / "clap", sampling, 0.1)
+    return root / "bundle"

@@ -1,16 +1,18 @@
 """The page, in a browser on a desk and on a phone, and its functions."""
 
-import dataclasses
 import json
-import threading
+import shutil
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import soundfile
-import uvicorn
 
 from siren.serve.engine import Engine
 from tests.serve.conftest import LIMITS
@@ -46,56 +48,61 @@ def test_clips_of_two_models_are_made_together_and_can_be_downloaded(bundle):
     assert studio.recordings[key].ended
     for engine in engines.values():
         engine.close()
+    studio.folder.cleanup()
 
 
-@pytest.fixture
-def page(bundle) -> Iterator[tuple[str, Engine]]:
-    limits = dataclasses.replace(LIMITS, seconds=2.0)
-    engines = {"models:/siren/1": Engine(bundle, limits), "models:/siren/2": Engine(bundle, limits)}
-    server = uvicorn.Server(uvicorn.Config(ui.app(engines), port=0, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    yield "http://127.0.0.1:{1}/".format(*server.servers[0].sockets[0].getsockname()), engines["models:/siren/1"]
-    server.should_exit = True
-    thread.join(20)
+@pytest.fixture(scope="module")
+def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`siren ui` with two models."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    other = shutil.copytree(folder, tmp_path_factory.mktemp("other") / "bundle")
+    verb = [sys.executable, "-m", "siren.cli", "ui", "--port", str(port), "--max-seconds", "60"]
+    process = subprocess.Popen([*verb, "--model", str(folder), "--model", str(other)], stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}/"
+    while True:
+        try:
+            httpx.get(url, trust_env=False).raise_for_status()
+            break
+        except httpx.HTTPError:
+            assert process.poll() is None
+            time.sleep(0.2)
+    yield url
+    process.terminate()
+    process.wait(60)
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Gradio
 @pytest.mark.parametrize(("width", "height", "mobile"), [(1280, 900, False), (390, 844, True)])
 def test_a_sound_is_heard_while_it_is_made(page, tmp_path, width, height, mobile):
-    url, engine = page
-    lane, gate = engine.lanes[True], threading.Event()
-    step = lane.step
-    lane.step = lambda: (lane.at.max() < 700 or gate.wait(60)) and step()  # type: ignore[method-assign]
     browser = Browser(tmp_path / "profile")
+
+    def ask(seconds: str) -> None:
+        browser.evaluate("document.querySelector('input[type=number]').focus(); document.activeElement.select()")
+        browser.type(seconds)
+        browser.press("Tab", 9)
+        time.sleep(0.5)  # until the page has taken it
+        browser.click("#make")
+
     try:
         browser.size(width, height, mobile)
-        browser.open(url)
+        browser.open(page)
         browser.until("!!document.querySelector('#prompt textarea')", 60)
         browser.click("#prompt textarea")
         browser.type("a dog barks")
-        browser.evaluate("[...document.querySelectorAll('input[type=number]')][0].focus()")
-        browser.evaluate("document.activeElement.select()")
-        browser.type("2")
-        browser.press("Tab", 9)
-        time.sleep(0.5)
-        browser.click("#make")
-        browser.until("document.querySelector('#player0 audio')?.readyState >= 2", 60)
+        ask("60")
+        browser.until("document.querySelector('#player0 audio')?.readyState >= 2", 90)
         assert browser.evaluate("document.querySelector('#picture0 figure').dataset.ended") == "false"
-        assert browser.evaluate("document.querySelector('#player0 audio').duration") == 2
-        gate.set()
-        browser.until("document.querySelector('#picture0 figure').dataset.ended == 'true'", 60)
-        browser.until("document.querySelectorAll('#files a').length >= 2", 60)
-        assert browser.evaluate(
-            "!!document.querySelector('#picture0 img') && !!document.querySelector('#picture0 svg')"
-        )
+        assert browser.evaluate("document.querySelector('#player0 audio').duration") == 60
+        browser.click("#stop")
+        ask("0.5")
+        browser.until("document.querySelector('#player0 audio')?.duration == 0.5", 90)
+        browser.until("document.querySelector('#picture0 figure').dataset.ended == 'true'", 90)
+        browser.until("document.querySelectorAll('#files a').length >= 2", 90)
+        assert browser.evaluate("['img', 'svg'].every(kind => document.querySelector(`#picture0 ${kind}`))")
         assert browser.evaluate("document.documentElement.scrollWidth") == width  # nothing to the side
         from_elsewhere = "performance.getEntriesByType('resource').filter(e => !/^(data|blob):/.test(e.name) && "
         assert browser.evaluate(from_elsewhere + "!e.name.startsWith(location.origin)).length") == 0
     finally:
-        gate.set()
         browser.close()
