@@ -251,7 +251,7 @@ def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """95 % interval of a share of `count` trials (Wilson), which stays within [0, 1] near its ends."""
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * np.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return float(centre - half), float(centre + half)
+    return min(share, float(centre - half)), max(share, float(centre + half))  # at 0 and 1, rounding crosses the share
 
 
 def rank_correlation(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> float:

@@ -186,6 +186,13 @@ def test_wilson_interval_of_nine_in_ten() -> None:
     np.testing.assert_allclose(analyze.wilson(0.9, 10), (0.596, 0.982), atol=1e-3)
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_share_lies_in_its_interval_whatever_the_rounding(share: float) -> None:
+    for count in range(1, 200):
+        low, high = analyze.wilson(share, count)
+        assert low <= share <= high
+
+
 def test_rank_correlation_with_ties() -> None:
     assert analyze.rank_correlation([0, 1, 2, 3], [9, 5, 5, 1]) == pytest.approx(-0.9486833)
     assert analyze.rank_correlation([0, 1, 2], [4, 4, 4]) == 0
