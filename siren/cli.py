@@ -103,7 +103,7 @@ def generate(
     from siren import audio
     from siren.generate import batch
     from siren.generate.bundle import Bundle
-    from siren.networks.store import file_sha256
+    from siren.hashing import file_sha256
 
     bundle = Bundle.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}

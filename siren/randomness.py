@@ -4,19 +4,12 @@ An item draws all its randomness before sampling starts, one uniform number per 
 item's own seed alone. Codes are then drawn by inverting the cumulative distribution at that number.
 """
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from siren.shapes import Float, Int
-
-
-def item_seed(seed: int, *names: str | int) -> int:
-    """A seed for one item of a run: a hash of the run's seed and the item's name. 63 bits."""
-    text = "\x1f".join(str(part) for part in (seed, *names))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def uniforms(seeds: Sequence[int], num_frames: int, num_codebooks: int) -> Float[Tensor, "B T K"]:

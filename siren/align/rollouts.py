@@ -11,8 +11,8 @@ from siren.align.rewards import Reward
 from siren.config import Align, Sampling
 from siren.encode.tokens import Tokens
 from siren.generate.sampler import Rollout, sample
+from siren.hashing import item_seed
 from siren.model.siren import Siren
-from siren.randomness import item_seed
 from siren.shapes import Float, Int
 from siren.train.distributed import ALONE, Ranks
 from siren.train.stage1 import share

@@ -15,8 +15,9 @@ from siren.config import Align, to_dict
 from siren.evaluate.claims import Claim, Result, each, kept
 from siren.evaluate.records import read_curve
 from siren.generate.bundle import load_transformer, save_transformer
+from siren.hashing import digest
 from siren.model.siren import Siren
-from siren.train.loop import Checkpoint, Curve, Log, digest
+from siren.train.loop import Checkpoint, Curve, Log
 
 ARMS: dict[str, dict[str, Any] | None] = {
     "stage1": None,

@@ -30,13 +30,13 @@ from siren.evaluate.bootstrap import LEVEL, Interval, difference
 from siren.evaluate.goals import number, percent, signed
 from siren.evaluate.records import read_curve
 from siren.generate.bundle import load_transformer, save_transformer
+from siren.hashing import digest, item_seed
 from siren.model import arms
 from siren.model.codebooks import CodecTables
 from siren.model.siren import Siren
 from siren.model.transformer import ResidualTransformer
 from siren.progress import track
-from siren.randomness import item_seed
-from siren.train.loop import Checkpoint, Curve, digest
+from siren.train.loop import Checkpoint, Curve
 from siren.train.stage1 import train_stage1
 
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not separable at this scale"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from siren import audio
-from siren.networks.store import file_sha256
+from siren.hashing import file_sha256
 from siren.progress import track
 
 SUFFIXES = (".flac", ".mp3", ".ogg", ".wav")

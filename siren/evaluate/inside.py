@@ -29,11 +29,10 @@ from siren.evaluate import analyze, claims, figures
 from siren.evaluate.claims import World
 from siren.evaluate.records import read_curve
 from siren.generate.bundle import load_transformer, save_transformer
+from siren.hashing import digest, item_seed
 from siren.model.siren import Siren
 from siren.model.transformer import ResidualTransformer, cross_entropy
 from siren.progress import track
-from siren.randomness import item_seed
-from siren.train.loop import digest
 from siren.train.stage1 import Batch, read_batch
 
 HEADS = {"independent": "one transformer, independent heads", "single": "one transformer", "siren": "isolated"}

@@ -19,7 +19,7 @@ from siren.evaluate import best_of, bootstrap, distances, judging, metrics
 from siren.evaluate.bootstrap import Interval
 from siren.evaluate.features import PAIRED, Features, Listener, Network, Preparation, find_networks
 from siren.evaluate.folders import Sounds, gather, hash_of, read_manifest
-from siren.networks.store import file_sha256
+from siren.hashing import file_sha256
 
 SET_DRAWS_SHARE = 10  # a distance of sets costs a decomposition: one resample for ten that a mean gets
 FEW_CLIPS = 500  # below: FD and FAD of different N are far from comparable, and the record says so

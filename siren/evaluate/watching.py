@@ -17,8 +17,8 @@ from siren.encode.tokens import Tokens
 from siren.evaluate import metrics
 from siren.evaluate.hearing import Ears
 from siren.generate.offline import sample_tokens
+from siren.hashing import item_seed
 from siren.model.siren import Siren
-from siren.randomness import item_seed
 
 Keep = Callable[[str, np.ndarray, int], None]  # a sound, by name and step
 

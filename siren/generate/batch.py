@@ -20,7 +20,7 @@ from siren import audio
 from siren.config import Sampling
 from siren.generate.bundle import Bundle
 from siren.generate.offline import cosines
-from siren.randomness import item_seed
+from siren.hashing import item_seed
 
 
 @dataclass(frozen=True)

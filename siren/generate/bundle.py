@@ -26,6 +26,7 @@ from siren.generate import streaming
 from siren.generate.choice import guided
 from siren.generate.sampler import Sampler, prepare
 from siren.generate.stacked import Stacked
+from siren.hashing import file_sha256
 from siren.model.budget import sampling_memory
 from siren.model.codebooks import CodecTables
 from siren.model.siren import Siren
@@ -105,7 +106,7 @@ def write_bundle(
 def file_hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of a bundle but its index, by relative path."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != INDEX)
-    return {str(p.relative_to(folder)): store.file_sha256(p) for p in files}
+    return {str(p.relative_to(folder)): file_sha256(p) for p in files}
 
 
 def verify(folder: str | Path) -> dict[str, Any]:
@@ -151,7 +152,7 @@ class Bundle:
         parts = sorted((folder / "transformers").iterdir(), key=lambda p: int(p.name))
         model = load_model(parts, codec.fingerprint(), clap.text_fingerprint()).to(device).eval()
         sampling = parse(Sampling, index["sampling"], "sampling")
-        sha256 = store.file_sha256(folder / INDEX)
+        sha256 = file_sha256(folder / INDEX)
         return cls(model, codec, clap, sampling, index["seconds"], device, sha256)
 
     @cached_property

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from siren.config import ConfigError, parse, require
 from siren.generate.bundle import load_transformer, save_transformer
+from siren.hashing import file_sha256
 from siren.model.codebooks import CodecTables
 from siren.model.published import (
     FROZEN,
@@ -102,7 +103,7 @@ def read(folder: str | Path) -> Release:
     files, dtypes = [], set()
     for expert in sorted(manifest.experts, key=lambda expert: expert.start_codebook):
         path = inside(folder, expert.weights, ".safetensors")
-        if (found := store.file_sha256(path)) != expert.sha256.lower():
+        if (found := file_sha256(path)) != expert.sha256.lower():
             raise ValueError(
                 f"{path} has SHA-256 {found[:12]}…, the manifest says {expert.sha256[:12]}…: it is damaged or was "
                 "replaced; fetch it again"
@@ -214,7 +215,7 @@ def export_release(folders: Sequence[str | Path], out: str | Path) -> Path:
         state = {k: v.to(dtype).contiguous().clone() for k, v in published_state(transformer.state_dict()).items()}
         name = WEIGHTS.format(transformer.first)
         _replace(out / name, lambda path, state=state: save_file(state, path))
-        sha256 = store.file_sha256(out / name)
+        sha256 = file_sha256(out / name)
         experts.append({"start_codebook": transformer.first, "weights": name, "sha256": sha256})
     manifest = {"format_version": VERSION, "config": CONFIG, "experts": experts}
     for name, content in ((CONFIG, vars(config)), (MANIFEST, manifest)):

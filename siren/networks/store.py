@@ -16,6 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from siren.hashing import file_sha256
+
 WEIGHTS = "model.safetensors"
 SIDECAR = "config.json"
 WEIGHT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
@@ -93,34 +95,6 @@ def fingerprint(tensors: Mapping[str, Tensor] | Iterable[Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def file_sha256(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def remembered_sha256(path: Path, memory: Path) -> str:
-    """The same, looked up in the JSON file `memory` while the file's inode, size and time of change stay.
-
-    As DVC does it: reading all shards of a corpus takes minutes. Several processes may do so at once; then what one of
-    them has just read may be forgotten, and is read again.
-    """
-    stat = path.stat()
-    state = [stat.st_ino, stat.st_size, stat.st_mtime_ns]
-    try:
-        known = json.loads(memory.read_text())
-    except (FileNotFoundError, ValueError):
-        known = {}
-    key = str(path.resolve())
-    if (found := known.get(key)) and found[:-1] == state:
-        return str(found[-1])
-    known[key] = [*state, file_sha256(path)]
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    partial = memory.with_name(f"{memory.name}.{os.getpid()}")
-    partial.write_text(json.dumps(known, indent=0))
-    os.replace(partial, memory)
-    return str(known[key][-1])
 
 
 def published_name(weights: str) -> str:

@@ -28,8 +28,8 @@ def _align(config: Config, ranks: Any, run: tracking.Run | None) -> None:
     from siren.align import anticausal
     from siren.encode.tokens import read_tokens
     from siren.generate.bundle import load_model, save_transformer
+    from siren.hashing import item_seed
     from siren.networks import codec as codecs
-    from siren.randomness import item_seed
     from siren.train.loop import Curve
 
     device, settings, folders = places.device(), config.align, places.stage1_folders(config)

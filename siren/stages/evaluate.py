@@ -27,10 +27,10 @@ def sample(config: Config) -> None:
     from siren.encode.tokens import read_tokens
     from siren.generate.bundle import load_model
     from siren.generate.offline import best_by_clap, sample_tokens
+    from siren.hashing import item_seed
     from siren.model.siren import Siren
     from siren.networks import clap as claps
     from siren.networks import codec as codecs
-    from siren.randomness import item_seed
 
     settings = config.evaluate.sample
     with tracking.stage("sample", config, sections=("seed", "evaluate.sample")) as run:
@@ -290,8 +290,8 @@ def _untrained(config: Config, codec: Any, text_width: int, k: int) -> Any:
     """Transformer `k` as stage 1 finds it: the control that shows what training did."""
     import torch
 
+    from siren.hashing import item_seed
     from siren.model.transformer import ResidualTransformer
-    from siren.randomness import item_seed
 
     torch.manual_seed(item_seed(config.seed, f"stage1@{k}"))
     return ResidualTransformer(config.model, codec.tables().to("cpu"), text_width, k).eval()

@@ -72,8 +72,8 @@ def alignment_claims(seeds: Sequence[int], config: Config, steps: int | None = N
     from siren.evaluate import alignment as tried
     from siren.evaluate import claims
     from siren.generate.bundle import load_model
+    from siren.hashing import item_seed
     from siren.networks import codec as codecs
-    from siren.randomness import item_seed
 
     device, folders, settings = places.device(), places.stage1_folders(config), config.align
     if steps is not None:
@@ -135,7 +135,7 @@ def _judged(
     from siren.encode.tokens import read_tokens
     from siren.evaluate import goals
     from siren.generate.offline import sample_tokens
-    from siren.randomness import item_seed
+    from siren.hashing import item_seed
 
     folders = [*(MODELS / "judge" / role for role in EARS.values()), MODELS / "clap", MODELS / "imagebind"]
     if absent := [folder for folder in folders if not (folder / "config.json").is_file()]:
@@ -244,10 +244,9 @@ def best_of(count: int, config: Config) -> None:
     from siren.evaluate.claims import kept
     from siren.generate.bundle import load_model
     from siren.generate.offline import best_by_clap, sample_tokens
+    from siren.hashing import digest, item_seed
     from siren.networks import clap as claps
     from siren.networks import codec as codecs
-    from siren.randomness import item_seed
-    from siren.train.loop import digest
 
     device, settings, folders = places.device(), config.evaluate.sample, places.aligned_folders(config)
     codec, clap = codecs.load(MODELS / "codec", device), claps.load(MODELS / "clap", device)

@@ -111,7 +111,7 @@ def hashes(folders: list[Path]) -> list[str]:
 
 
 def sha256(path: Path) -> str:
-    from siren.networks.store import remembered_sha256
+    from siren.hashing import remembered_sha256
 
     return remembered_sha256(path, HASHES)
 
@@ -123,8 +123,7 @@ def pieces(name: str, made_with: Sequence[Path], *settings: Any) -> Path:
     """
     import shutil
 
-    from siren.networks.store import file_sha256
-    from siren.train.loop import digest
+    from siren.hashing import digest, file_sha256
 
     code = [file_sha256(path) for path in sorted(Path(__file__).parent.rglob("*.py"))]
     plain = [to_dict(part) if is_dataclass(part) else part for part in settings]

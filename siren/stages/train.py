@@ -16,8 +16,8 @@ def codec(config: Config) -> None:
     """The RVQ codec: load the weights that the settings name, or train one on the segments; models/codec."""
     import torch
 
+    from siren.hashing import item_seed
     from siren.networks import codec as codecs
-    from siren.randomness import item_seed
     from siren.train.codec import quality, reconstructions, train_codec
 
     network = config.networks.codec
@@ -67,8 +67,8 @@ def imagebind(config: Config) -> None:
 
 def judge(config: Config) -> None:
     """The evaluating networks: load the weights that the settings name, or train them on the segments; models/judge."""
+    from siren.hashing import item_seed
     from siren.networks import judge as judges
-    from siren.randomness import item_seed
     from siren.train.judge import quality, train_judge
 
     with tracking.stage("judge", config, sections=("seed", "audio", "networks.judge")) as run:
@@ -133,9 +133,9 @@ def _stage1(config: Config, k: int, ranks: Any, run: tracking.Run | None) -> Non
 
     from siren.encode.tokens import read_tokens
     from siren.generate.bundle import save_transformer
+    from siren.hashing import item_seed
     from siren.model.transformer import ResidualTransformer
     from siren.networks import codec as codecs
-    from siren.randomness import item_seed
     from siren.train.loop import Curve
     from siren.train.stage1 import train_stage1
 
@@ -165,7 +165,7 @@ def _text_audio(name: str, config: Config, networks: Any, run: tracking.Run) -> 
     """Load or train one text-audio encoder (`networks` is its package), measure it on held-out clips, and keep it."""
     import torch
 
-    from siren.randomness import item_seed
+    from siren.hashing import item_seed
     from siren.train.contrastive import train_contrastive
     from siren.train.retrieval import by_meaning, quality
 

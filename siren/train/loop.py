@@ -9,7 +9,6 @@ Each identity has a folder of its own. A run that finds none of its own but thos
 whether it then stops or starts afresh is the caller's to say (`Checkpoint.restart`).
 """
 
-import hashlib
 import json
 import math
 import os
@@ -24,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from siren.config import Training, flatten
+from siren.hashing import digest
 from siren.progress import notice
 
 Log = Callable[[int, dict[str, float]], None]
@@ -52,11 +52,6 @@ def adamw(module: nn.Module, training: Training) -> torch.optim.AdamW:
 def set_learning_rate(optimiser: torch.optim.Optimizer, value: float) -> None:
     for group in optimiser.param_groups:
         group["lr"] = value
-
-
-def digest(data: Any) -> str:
-    """A short hash of plain data, for telling one run's settings and inputs from another's."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def differences(there: Any, here: Any) -> list[str]:

@@ -26,9 +26,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from siren.config import Stage1
 from siren.encode.tokens import Tokens
+from siren.hashing import item_seed
 from siren.model.transformer import ResidualTransformer, cross_entropy
 from siren.progress import track
-from siren.randomness import item_seed
 from siren.train.distributed import ALONE, Ranks
 from siren.train.loop import Checkpoint, Log, Watch, adamw, learning_rate, set_learning_rate
 from siren.train.similarity import pool, similarity_loss

@@ -163,8 +163,8 @@ def test_a_result_that_lacks_a_measure_is_heard_again_and_keeps_what_it_had(worl
 
 def test_a_transformer_of_the_experiment_is_the_one_that_the_stage_trains(world, tmp_path) -> None:
     """The seeds are those of the stage, so that `siren` at the run's seed is the pipeline's own model."""
+    from siren.hashing import item_seed
     from siren.model.transformer import ResidualTransformer
-    from siren.randomness import item_seed
     from siren.train.stage1 import train_stage1
 
     list(claims.run(["siren"], [5], world, tmp_path))

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from siren.config import Sampling
 from siren.generate.sampler import sample, truncate
+from siren.hashing import item_seed
 from siren.model.arms import ARMS
-from siren.randomness import draw, item_seed, uniforms
+from siren.randomness import draw, uniforms
 from tests.model import builders
 
 PLAIN = Sampling(temperature=1.0, top_k=None, top_p=None, guidance=None)

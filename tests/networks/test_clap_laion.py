@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from siren import hashing
 from siren.networks import clap as claps
-from siren.networks import store
 from siren.networks.clap import published
 from siren.networks.clap.architecture import HTSAT_BASE_48K, HTSAT_TINY_48K
 from siren.networks.clap.names import to_laion, to_transformers
@@ -100,7 +100,7 @@ def test_a_checkpoint_file_loads_at_the_size_that_its_width_tells(
     loaded = claps.load_weights(network({}, str(path)), 16000)
     assert torch.equal(loaded.embed_audio(clips(2)), ours.embed_audio(clips(2)))
     told = claps.extra(str(path))
-    assert (told["weights"], told["weights_sha256"]) == (path.name, store.file_sha256(path))
+    assert (told["weights"], told["weights_sha256"]) == (path.name, hashing.file_sha256(path))
     assert "CC0" in told["licence"]
     fused = state | {"audio_branch.patch_embed.fusion_model.x": torch.zeros(1)}
     with pytest.raises(ValueError, match="feature fusion"):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from siren import hashing
 from siren.networks import store
 
 
@@ -80,11 +81,11 @@ def test_the_fingerprint_sees_values_names_and_shapes():
 
 def test_a_hash_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
     path, memory, reads = tmp_path / "shard", tmp_path / ".siren/hashes.json", []
-    read = store.file_sha256
-    monkeypatch.setattr(store, "file_sha256", lambda path: reads.append(path) or read(path))
+    read = hashing.file_sha256
+    monkeypatch.setattr(hashing, "file_sha256", lambda path: reads.append(path) or read(path))
 
     def hashed() -> tuple[bool, int]:
-        return store.remembered_sha256(path, memory) == read(path), len(reads)
+        return hashing.remembered_sha256(path, memory) == read(path), len(reads)
 
     path.write_bytes(b"one")
     assert [hashed(), hashed()] == [(True, 1), (True, 1)]

@@ -16,7 +16,7 @@ import soundfile
 
 from siren import cli
 from siren.generate.bundle import Bundle
-from siren.networks.store import file_sha256
+from siren.hashing import file_sha256
 from siren.stages import pipeline
 from siren.tracking import promotion, registry, store
 from tests.tracking import builders

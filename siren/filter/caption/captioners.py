@@ -19,7 +19,7 @@ import numpy as np
 
 from siren import audio
 from siren.config import Caption, ConfigError, LanguageModel
-from siren.randomness import item_seed
+from siren.hashing import item_seed
 
 
 @dataclass(frozen=True)
