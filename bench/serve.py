@@ -140,6 +140,12 @@ def main() -> None:
     print(
         f"first sound of streams: p50 {percentile(found.first, 0.5):.2f} s, p95 {percentile(found.first, 0.95):.2f} s"
     )
+    waited, begun_clips = (
+        float(re.search(rf"^siren_queue_seconds_{name} (\S+)", metrics, re.MULTILINE)[1])  # type: ignore[index]
+        for name in ("sum", "count")
+    )
+    mean = sum(found.latencies) / max(1, len(found.latencies))
+    print(f"mean latency {mean:.2f} s, of which in the queue {waited / max(1, begun_clips):.2f} s")
     print(f"memory after 10 %, 50 %, 100 %: {', '.join(f'{m:.1f}' for m in memory)} MB")
     print(f"{found.seconds / took:.1f} s of sound per second; {sound / busy:.1f} per second of work")
     print(f"{frames / steps:.1f} clips in a frame of the batch; clients' own CPU {own:.0f} s")
