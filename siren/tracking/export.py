@@ -78,6 +78,7 @@ class Exporter:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.folder = root.stat().st_ino
         self.mirrors: dict[tuple[str, str], mirror.Mirror] = {}
         self.waits: dict[str, tuple[float, float]] = {}  # store or record → (when to try again, seconds waited)
         self.done: dict[str, dict[str, Any]] = {}  # records that need nothing more
@@ -88,13 +89,20 @@ class Exporter:
         """Sweep until there is nothing to wait for any more, or a store has not answered for too long."""
         busy = living = time.monotonic()  # when something was last unfinished; when it last was alive, or nothing was
         unfinished = 1
-        while unfinished or time.monotonic() - busy < IDLE_SECONDS:
+        while (unfinished or time.monotonic() - busy < IDLE_SECONDS) and self.there():
             unfinished, alive = self.sweep()
             busy = time.monotonic() if unfinished else busy
             living = time.monotonic() if alive or not unfinished else living
             if time.monotonic() - living > PATIENCE_SECONDS:
                 return
             time.sleep(POLL_SECONDS)
+
+    def there(self) -> bool:
+        """Whether the folder is the one it was: another at the same path has an exporter and a lock of its own."""
+        try:
+            return self.root.stat().st_ino == self.folder
+        except FileNotFoundError:
+            return False
 
     def sweep(self) -> tuple[int, bool]:
         """Send what is new. Returns how many records and pipelines are unfinished, and whether any process lives."""
@@ -166,7 +174,7 @@ def main(root: Path) -> None:
                 return
             exporter = Exporter(root)
             exporter.until_idle()
-        if all(folder.name in exporter.seen for folder in records.folders(root)):
+        if not exporter.there() or all(folder.name in exporter.seen for folder in records.folders(root)):
             return
 
 

@@ -254,6 +254,18 @@ def test_a_record_is_added_to_by_the_processes_that_work_for_it(root: Path) -> N
     assert json.loads((later.folder / "run.json").read_text())["continues"] == run.id
 
 
+def test_an_exporter_leaves_a_folder_that_took_the_place_of_its_own(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter = Exporter(root)
+    root.rename(root.with_name("away"))
+    root.mkdir()
+    monkeypatch.setattr(exporter, "sweep", lambda: pytest.fail("it looked at what is not its own"))
+    exporter.until_idle()
+    root.rmdir()
+    exporter.until_idle()
+
+
 def test_a_training_that_starts_afresh_is_a_run_of_its_own(root: Path) -> None:
     for _ in range(2):
         with tracking.stage("codec", CONFIG) as run:
