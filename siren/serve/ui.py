@@ -250,7 +250,7 @@ def page(studio: Studio) -> gr.Blocks:
                     with gr.Column(min_width=280):
                         players.append(gr.HTML(visible=n == 0, elem_id=f"player{n}"))
                         pictures.append(gr.HTML(visible=n == 0, elem_id=f"picture{n}"))
-        files = gr.Files(label="Download", interactive=False, elem_id="files", height=110)
+        files = gr.Files(label="Download", interactive=False, elem_id="files")
         inputs = [model, other, prompt, seconds, seed, samples, temperature, top_k, top_p, guidance]
         outputs = [said, *players, *pictures, files]
         how: dict[str, Any] = {"concurrency_limit": 8, "show_progress": "hidden"}
