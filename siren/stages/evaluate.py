@@ -259,9 +259,8 @@ def register_version(
     """A bundle of `parts` (transformers, whether aligned, codec, CLAP) to the registry → its address, its files."""
     import tempfile
 
-    from siren import serving
     from siren.generate import bundle
-    from siren.tracking import card, registry
+    from siren.tracking import card, pyfunc, registry
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
@@ -270,7 +269,7 @@ def register_version(
         text = card.write(name, scale, json.loads(metrics.read_text()), licences, networks, run.record["tags"])
         facts = {"data": licences, "networks": networks, "policy": config.collect.licences}
         measured_on = _reference() if metrics == REPORTS / "metrics.json" else {}
-        version = registry.register(run, name, folder, metrics, text, serving.signature(), facts, measured_on)
+        version = registry.register(run, name, folder, metrics, text, pyfunc.signature(), facts, measured_on)
         run.tag({"model": f"models:/{name}/{version}"})
         return f"models:/{name}/{version}", bundle.file_hashes(folder)
 

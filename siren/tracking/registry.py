@@ -1,8 +1,8 @@
 """The registry of models: registering a challenger, and fetching a version with its bytes checked.
 
-A version is an MLflow pyfunc made from code (`siren/serving.py`), with the bundle that sampling needs, the metrics it
-was evaluated with and a model card. The bundle lists the sha256 of its files; a digest over all files of the MLflow
-model is a tag of the version, and fetching compares it, so that no file can change unnoticed.
+A version is an MLflow pyfunc made from code (`siren/tracking/pyfunc.py`), with the bundle that sampling needs, the
+metrics it was evaluated with and a model card. The bundle lists the sha256 of its files; a digest over all files of the
+MLflow model is a tag of the version, and fetching compares it, so that no file can change unnoticed.
 """
 
 import hashlib
@@ -103,7 +103,7 @@ def _log_model(uri: str, run: str, name: str, parts: dict[str, Path], signature:
         code = shutil.copytree(PACKAGE, Path(scratch) / PACKAGE.name, ignore=ignored)
         logged = mlflow.pyfunc.log_model(
             name=name,
-            python_model=str(code / "serving.py"),
+            python_model=str(code / "tracking" / "pyfunc.py"),
             artifacts={part: str(path) for part, path in parts.items()},
             code_paths=[str(code)],
             pip_requirements=requirements(),
