@@ -14,7 +14,7 @@ from siren import shards
 from siren.config import Caption, ConfigError
 from siren.filter import caption as captions
 from siren.filter.caption import captioners
-from siren.filter.caption.captioners import Answer, Clip
+from siren.filter.caption.protocol import Answer, Clip
 
 TEMPLATE = Caption("template", None, None)
 

@@ -14,7 +14,7 @@ import soundfile
 
 from siren.config import ConfigError, Download, Endpoint, LanguageModel
 from siren.filter.caption import captioners, endpoint
-from siren.filter.caption.captioners import Answer, Clip, Question
+from siren.filter.caption.protocol import Answer, Clip, Question
 from tests.filter.test_language_models import describe
 
 Reply = Callable[["Handler", dict[str, Any]], None]

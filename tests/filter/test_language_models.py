@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from siren.config import Caption, ConfigError, LanguageModel
-from siren.filter.caption import captioners, local
-from siren.filter.caption.captioners import Answer, Clip, Question
+from siren.filter.caption import captioners, local, protocol
+from siren.filter.caption.protocol import Answer, Clip, Question
 from siren.randomness import draw
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -193,7 +193,7 @@ def test_a_network_without_numbers_and_an_answer_without_an_end_are_told(hearing
     ],
 )
 def test_what_is_broken_off_ends_with_its_last_sentence(text: str, kept: str | None) -> None:
-    assert local.whole(text) == kept
+    assert protocol.whole(text) == kept
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_what_fails_alone_is_told(

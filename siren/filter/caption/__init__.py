@@ -17,7 +17,7 @@ from siren import shards
 from siren.collect.segment import SCHEMA as SEGMENTS
 from siren.config import Caption, LanguageModel
 from siren.filter.caption import captioners
-from siren.filter.caption.captioners import Answer, Clip
+from siren.filter.caption.protocol import Answer, Clip
 from siren.filter.caption.rules import LIGHT, RULES, Rule, Step, refine
 
 STEP = pa.struct([("rule", pa.string()), ("text", pa.string())])  # text is null where the rule removed it

@@ -1,83 +1,22 @@
 """Who describes a segment that has no human caption: one entry of `CAPTIONERS` for each.
 
-A captioner takes clips (waveform and what is known of them) and gives candidates for each. A candidate that could not
-be had is an answer with the reason and no text: never an empty caption. It is made from settings alone and loads its
-network at first use, so that it can be sent to another process and costs nothing where every clip has a caption.
+A captioner (`protocol`) takes clips (waveform and what is known of them) and gives candidates for each. It is made from
+settings alone and loads its network at first use, so that it can be sent to another process and costs nothing where
+every clip has a caption.
 
 `template` is a sentence from labels. `qwen2-audio` is the paper's (section 5.1, appendix A): five answers to one
 prompt, each from a seed of its own, so that a clip's candidates do not depend on the batch. What reads metadata too
 (AutoCap, arXiv 2406.19388: title, tags, labels) finds it in `Clip`.
-
-Shapes: S samples.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import numpy as np
+from typing import Any
 
 from siren import audio
 from siren.config import Caption, ConfigError, LanguageModel
+from siren.filter.caption.protocol import Answer, Captioner, Clip, Model, Question
 from siren.hashing import item_seed
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A segment as captioners see it."""
-
-    id: str
-    labels: tuple[str, ...] = ()
-    relation: str | None = None  # of the labels: one | while | then
-    title: str | None = None
-    tags: tuple[str, ...] = ()
-    wav: np.ndarray | None = None  # float32 [S] without padding, for captioners that hear
-    sample_rate: int = 0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A candidate, or why there is none."""
-
-    text: str | None
-    missing: str | None = None  # "reason: detail"
-
-    @classmethod
-    def of(cls, text: str) -> "Answer":
-        """What a model said; an answer without a character is none."""
-        return cls(text) if text.strip() else cls(None, "empty: the model said nothing")
-
-
-@dataclass(frozen=True)
-class Question:
-    """What a language model is asked: text, sound or none (float32 [S] at the model's rate), and a seed."""
-
-    text: str
-    seed: int
-    wav: np.ndarray | None = None
-
-
-class Captioner(Protocol):
-    hears: bool  # whether clips need their waveform
-    writes_freely: bool  # whether all rules are needed, or only those for people's captions
-
-    def __call__(self, clips: Sequence[Clip]) -> list[list[Answer]]:
-        """Candidates of each clip; an empty list where there is nothing to say."""
-
-    def provenance(self) -> dict[str, Any]:
-        """What captions were made with: model, revision, licence, prompt."""
-
-
-class Model(Protocol):
-    """A language model, run here (`local`) or behind an address (`endpoint`)."""
-
-    @property
-    def sample_rate(self) -> int:
-        """Of the sound in questions."""
-
-    def answer(self, questions: Sequence[Question]) -> list[Answer]: ...
-
-    def provenance(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from siren.collect.fetch import download
 from siren.collect.fetch.download import Downloader, FetchError, Passing
 from siren.config import Endpoint as Settings
 from siren.config import LanguageModel
-from siren.filter.caption.captioners import Answer, Question
-from siren.filter.caption.local import whole
+from siren.filter.caption.protocol import Answer, Question
 from siren.progress import track
 
 if TYPE_CHECKING:
@@ -100,8 +99,7 @@ def _post(client: "httpx.Client", url: str, body: dict[str, Any]) -> Answer:
     download.check_status(url, response)
     try:
         choice = response.json()["choices"][0]
-        said, cut = choice["message"]["content"] or "", choice.get("finish_reason") == "length"
-        text = whole(said) if cut else str.strip(said)
+        said, ended = str.strip(choice["message"]["content"] or ""), choice.get("finish_reason") != "length"
     except (ValueError, LookupError, TypeError, AttributeError):
         raise Passing("bad_answer", f"{url} answered {response.text[:200]!r}, which is no chat completion") from None
-    return Answer(None, f"unfinished: {said[:80]!r}") if text is None else Answer.of(text)
+    return Answer.of(said, ended)

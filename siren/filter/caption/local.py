@@ -9,7 +9,6 @@ Shapes: B answers · L tokens · V vocabulary.
 """
 
 import hashlib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from siren.config import LanguageModel
-from siren.filter.caption.captioners import Answer, Question
+from siren.filter.caption.protocol import Answer, Question
 from siren.progress import track
 from siren.randomness import draw, uniforms
 
@@ -190,17 +189,10 @@ def revision(name: str, wanted: str | None = None) -> str | None:
     return f"files:{digest.hexdigest()[:16]}"
 
 
-def whole(text: str) -> str | None:
-    """What was broken off, up to its last whole sentence; None where there is none."""
-    ends = [match.end() for match in re.finditer(r"\w.*?[.!?。](?=\s|$)", text, re.DOTALL)]
-    return text[: ends[-1]] if ends else None
-
-
 def _answer(text: str, ended: bool, failed: bool) -> Answer:
     if failed:
         return Answer(None, "not_finite: the network's logits are not numbers")
-    kept = text if ended else whole(text)
-    return Answer(None, f"unfinished: {text[:80]!r}") if kept is None else Answer.of(kept)
+    return Answer.of(text, ended)
 
 
 def _ends(network: Any, tokenizer: Any) -> list[int]:
