@@ -8,6 +8,6 @@ POLICY = Policy(retry_delays_seconds=(10, 60, 300), timeout_hours=24 * 7, tags=(
 
 
 @flow(name="align", flow_run_name=run_name)
-def align(stages: list[str] | None = None) -> None:
-    """Bring the stages of this phase up to date: all of them, or those named."""
-    run_phase("align", POLICY, stages)
+def align(stages: list[str] | None = None, jobs: int = 1) -> None:
+    """Bring the stages of this phase up to date: all of them, or those named; `jobs` at a time."""
+    run_phase("align", POLICY, stages, jobs)

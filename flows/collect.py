@@ -8,6 +8,6 @@ POLICY = Policy(retry_delays_seconds=(10, 60, 300), tags=("download",))
 
 
 @flow(name="collect", flow_run_name=run_name)
-def collect(stages: list[str] | None = None) -> None:
-    """Bring the stages of this phase up to date: all of them, or those named."""
-    run_phase("collect", POLICY, stages)
+def collect(stages: list[str] | None = None, jobs: int = 1) -> None:
+    """Bring the stages of this phase up to date: all of them, or those named; `jobs` at a time."""
+    run_phase("collect", POLICY, stages, jobs)

@@ -8,6 +8,6 @@ POLICY = Policy(tags=("gpu",))
 
 
 @flow(name="encode", flow_run_name=run_name)
-def encode(stages: list[str] | None = None) -> None:
-    """Bring the stages of this phase up to date: all of them, or those named."""
-    run_phase("encode", POLICY, stages)
+def encode(stages: list[str] | None = None, jobs: int = 1) -> None:
+    """Bring the stages of this phase up to date: all of them, or those named; `jobs` at a time."""
+    run_phase("encode", POLICY, stages, jobs)

@@ -8,6 +8,6 @@ POLICY = Policy(tags=("gpu",))
 
 
 @flow(name="evaluate", flow_run_name=run_name)
-def evaluate(stages: list[str] | None = None) -> None:
-    """Bring the stages of this phase up to date: all of them, or those named."""
-    run_phase("evaluate", POLICY, stages)
+def evaluate(stages: list[str] | None = None, jobs: int = 1) -> None:
+    """Bring the stages of this phase up to date: all of them, or those named; `jobs` at a time."""
+    run_phase("evaluate", POLICY, stages, jobs)

@@ -8,6 +8,6 @@ POLICY = Policy(retry_delays_seconds=(30,))
 
 
 @flow(name="filter", flow_run_name=run_name)
-def filter(stages: list[str] | None = None) -> None:
-    """Bring the stages of this phase up to date: all of them, or those named."""
-    run_phase("filter", POLICY, stages)
+def filter(stages: list[str] | None = None, jobs: int = 1) -> None:
+    """Bring the stages of this phase up to date: all of them, or those named; `jobs` at a time."""
+    run_phase("filter", POLICY, stages, jobs)

@@ -57,6 +57,19 @@ def schedule(graph: Mapping[str, set[str]], wanted: Iterable[str] | None = None)
     return runs
 
 
+def waves(graph: Mapping[str, set[str]], names: Iterable[str]) -> list[list[str]]:
+    """`names`, which are in an order that respects `graph`, cut where one depends on another of its piece.
+
+    The stages of a piece may run at the same time.
+    """
+    found: list[list[str]] = []
+    for name in names:
+        if not found or ancestors(graph, name) & set(found[-1]):
+            found.append([])
+        found[-1].append(name)
+    return found
+
+
 def ancestors(graph: Mapping[str, set[str]], stage: str) -> set[str]:
     """Everything that a stage depends on, directly or not."""
     found: set[str] = set()

@@ -35,11 +35,14 @@ def _run_name() -> str:
     on_crashed=[reporting.failed],
     on_cancellation=[reporting.failed],
 )
-def siren(scale: str | None = None, phases: list[str] | None = None, stages: list[str] | None = None) -> None:
+def siren(
+    scale: str | None = None, phases: list[str] | None = None, stages: list[str] | None = None, jobs: int = 1
+) -> None:
     """Bring the pipeline up to date. What is up to date already costs a second.
 
     scale: composes params.yaml from conf/ first; null leaves it as it is. phases, stages: only these (what they
-    depend on is taken as it is); null for all. Runs in one workspace wait for each other.
+    depend on is taken as it is); null for all. jobs: so many stages of a phase at once, where none needs another.
+    Runs in one workspace wait for each other.
     """
     logger = get_run_logger()
     root = Path.cwd()
@@ -53,7 +56,7 @@ def siren(scale: str | None = None, phases: list[str] | None = None, stages: lis
             compose(scale, root)
             found = graph.read_graph(root)  # the number of transformers is a setting
         for phase, names in graph.schedule(found, graph.select(found, phases, stages)):
-            PHASES[phase](names)
+            PHASES[phase](names, jobs)
         reporting.publish(root, own)
 
 

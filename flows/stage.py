@@ -15,11 +15,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from prefect import get_run_logger, task
+from prefect import Task, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
+from prefect.futures import PrefectFuture, wait
 from prefect.runtime import flow_run
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows import graph
 from siren.tracking import lineage
@@ -28,6 +31,8 @@ BUSY = ("is busy, it is being blocked by", "Unable to acquire lock")  # how DVC 
 BUSY_POLL_SECONDS = 5.0
 SERVER_PATIENCE_SECONDS = 1800.0
 GRACE_SECONDS = 10.0  # between asking a process group to end and ending it
+_at_work: set["subprocess.Popen[str]"] = set()  # of several stages at once: for the thread that hears of a cancellation
+_cancelled = threading.Event()
 
 
 @dataclass(frozen=True)
@@ -43,30 +48,60 @@ class StageFailed(RuntimeError):
     """A stage ended with an error; the message holds the end of its output."""
 
 
-def run_phase(phase: str, policy: Policy, stages: list[str] | None) -> None:
-    """Run `stages` of a phase, or all of them, one after another in the order of DVC's graph."""
+def run_phase(phase: str, policy: Policy, stages: list[str] | None, jobs: int = 1) -> None:
+    """Run `stages` of a phase, or all of them, in the order of DVC's graph, up to `jobs` at a time.
+
+    One that fails does not stop those beside it; what comes after them is not begun. Raises ValueError for no jobs.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs is {jobs}; at least one stage has to run at a time")
     root = Path.cwd()
     found = graph.read_graph(root)
     chosen = graph.select(found, [phase], None) if stages is None else stages
-    for _, names in graph.schedule(found, chosen):
+    names = [name for _, run in graph.schedule(found, chosen) for name in run]
+
+    def prepared(name: str) -> Task[..., Any]:
+        return stage.with_options(
+            name=name,
+            task_run_name=f"{name} {revision(root)}",
+            retries=len(policy.retry_delays_seconds),
+            retry_delay_seconds=[*policy.retry_delays_seconds],
+            retry_condition_fn=lambda *_: not _cancelled.is_set(),
+            tags=["siren", phase, *policy.tags],
+        )
+
+    if jobs == 1:
         for name in names:
-            run = stage.with_options(
-                name=name,
-                task_run_name=f"{name} {revision(root)}",
-                retries=len(policy.retry_delays_seconds),
-                retry_delay_seconds=list(policy.retry_delays_seconds),
-                tags=["siren", phase, *policy.tags],
-            )
-            run(name, policy.timeout_hours)
+            prepared(name)(name, policy.timeout_hours, jobs)
+        return
+    _cancelled.clear()
+    for wave in graph.waves(found, names):
+        pool: ThreadPoolTaskRunner[None]
+        with ThreadPoolTaskRunner(max_workers=jobs) as pool:
+            limits = {"timeout_hours": policy.timeout_hours, "jobs": jobs}
+            try:
+                runs: list[PrefectFuture[None]]
+                runs = [pool.submit(prepared(name), {"name": name, **limits}) for name in wave]
+                wait(runs)
+            except BaseException:  # a cancelled run hears of it here, and the stages are in other threads
+                _cancelled.set()
+                for process in list(_at_work):
+                    end_group(process)
+                raise
+        for run in runs:
+            run.result()
 
 
 @task(cache_policy=NO_CACHE)
-def stage(name: str, timeout_hours: float = 24.0) -> None:
-    """Bring one stage up to date. Raises StageFailed with the end of the output, TimeoutError after `timeout_hours`."""
+def stage(name: str, timeout_hours: float = 24.0, jobs: int = 1) -> None:
+    """Bring one stage up to date, beside others if `jobs` share the machine.
+
+    Raises StageFailed with the end of the output, TimeoutError after `timeout_hours`.
+    """
     logger = get_run_logger()
     deadline = time.monotonic() + timeout_hours * 3600
     while True:
-        code, last = reproduce(name, Path.cwd(), logger.info, deadline)
+        code, last = reproduce(name, Path.cwd(), logger.info, deadline, jobs)
         if code == 0:
             if flow_run.id is not None:
                 wait_for_server(logger.warning)
@@ -86,13 +121,17 @@ def wait_for_server(say: Callable[..., None], patience: float = SERVER_PATIENCE_
             time.sleep(BUSY_POLL_SECONDS)
 
 
-def reproduce(name: str, root: Path, say: Callable[[str], None], deadline: float) -> tuple[int, list[str]]:
+def reproduce(
+    name: str, root: Path, say: Callable[[str], None], deadline: float, jobs: int = 1
+) -> tuple[int, list[str]]:
     """Run DVC on one stage → its exit code and the last lines of its output, each of which went through `say`."""
+    if _cancelled.is_set():
+        raise StageFailed(f"the run was cancelled before {name} could be begun")
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", name]
     process = subprocess.Popen(
         command,
         cwd=root,
-        env=environment(),
+        env=environment(jobs),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -100,6 +139,7 @@ def reproduce(name: str, root: Path, say: Callable[[str], None], deadline: float
         errors="replace",
         start_new_session=True,
     )
+    _at_work.add(process)
     late = threading.Event()
 
     def stop() -> None:
@@ -120,6 +160,7 @@ def reproduce(name: str, root: Path, say: Callable[[str], None], deadline: float
     finally:
         timer.cancel()
         end_group(process)
+        _at_work.discard(process)
     if late.is_set():
         raise TimeoutError(f"stage {name} was not done in its time and was stopped; it continues when tried again")
     return code, list(last)
@@ -137,10 +178,14 @@ def end_group(process: subprocess.Popen[str]) -> None:
         process.wait()
 
 
-def environment() -> dict[str, str]:
-    """The stage's environment: this installation's commands first, and the flow run as its pipeline execution."""
+def environment(jobs: int = 1) -> dict[str, str]:
+    """The stage's environment: this installation's commands first, and the flow run as its pipeline execution.
+
+    Each of several stages at once has its share of the cores, unless OMP_NUM_THREADS says otherwise.
+    """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, "PATH": path, "SIREN_PIPELINE": f"prefect-{flow_run.root_flow_run_id}"}
+    share = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
+    return {**share, **os.environ, "PATH": path, "SIREN_PIPELINE": f"prefect-{flow_run.root_flow_run_id}"}
 
 
 def run_name() -> str:

@@ -1,17 +1,25 @@
 """The flow `siren` in Prefect, on a pipeline of three trivial stages: retries, order, names."""
 
 import json
+import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.testing.utilities import prefect_test_harness
 
 from flows import collect as collect_phase
+from flows import stage as stages
+from flows import train as train_phase
 from flows.siren import siren
 from flows.stage import Policy, StageFailed
+from tests.flows import servers
 
 pytestmark = [
     pytest.mark.slow,  # it starts a server
@@ -72,6 +80,69 @@ def test_a_stage_that_keeps_failing_fails_the_run_and_nothing_after_it_runs(
     with get_client(sync_client=True) as client:
         (left,) = [a for a in client.read_artifacts() if a.key == "siren-failure"]
     assert "broken for good" in str(left.data)
+
+
+SIDE_BY_SIDE = """\
+stages:
+  fetch:
+    cmd: echo 1 > a
+    outs: [a]
+  codec:
+    cmd: touch codec-began && until [ -e clap-began ]; do sleep 0.05; done && echo $OMP_NUM_THREADS > b
+    deps: [a]
+    outs: [b]
+  clap:
+    cmd: touch clap-began && until [ -e codec-began ]; do sleep 0.05; done && {clap}
+    deps: [a]
+    outs: [c]
+  imagebind:
+    cmd: cat b c > d
+    deps: [b, c]
+    outs: [d]
+"""
+
+
+def test_stages_that_need_nothing_of_each_other_run_at_once_where_that_is_asked_for(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "BUSY_POLL_SECONDS", 0.2)
+    monkeypatch.setattr(train_phase, "POLICY", Policy(retry_delays_seconds=(), timeout_hours=120 / 3600))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    (project / "dvc.yaml").write_text(SIDE_BY_SIDE.format(clap="echo 2 > c"))
+    siren(jobs=2)  # neither of the two ends before the other has begun
+    assert (project / "d").read_text() == f"{max(1, (os.cpu_count() or 1) // 2)}\n2\n"
+    assert set(yaml.safe_load((project / "dvc.lock").read_text())["stages"]) == {"fetch", "codec", "clap", "imagebind"}
+
+
+def test_a_stage_that_fails_beside_another_costs_that_one_nothing(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "BUSY_POLL_SECONDS", 0.2)
+    monkeypatch.setattr(train_phase, "POLICY", Policy(retry_delays_seconds=(), timeout_hours=120 / 3600))
+    (project / "dvc.yaml").write_text(SIDE_BY_SIDE.format(clap="exit 3"))
+    with pytest.raises(StageFailed, match="clap ended with code"):
+        siren(jobs=2)
+    assert (project / "b").exists()
+    assert not (project / "d").exists()
+
+
+def test_a_cancelled_run_takes_all_stages_at_work_with_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = "touch {0}-began && while [ ! -e never ]; do sleep 0.05; done && touch {1}"
+    pipeline = {"codec": {"cmd": waiting.format("codec", "b")}, "clap": {"cmd": waiting.format("clap", "c")}}
+    (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": pipeline}))
+
+    def interrupt() -> None:  # the signal is the main thread's
+        servers.eventually(lambda: len(list(project.glob("*-began"))) == 2, "both stages are at work", 60)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        siren(jobs=2)
+    assert not stages._at_work
+    (project / "never").touch()
+    time.sleep(0.5)
+    assert not (project / "b").exists()
+    assert not (project / "c").exists()
 
 
 def test_a_run_that_ends_well_leaves_its_figures_and_links(project: Path) -> None:

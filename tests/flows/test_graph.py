@@ -50,3 +50,13 @@ def test_unknown_names_are_errors_that_name_the_known_ones() -> None:
         graph.select(SMALL, ["coolect"], None)
     with pytest.raises(ValueError, match=r"'mystery' of dvc.yaml belongs to no phase"):
         graph.schedule({"mystery": set()})
+
+
+def test_stages_that_need_nothing_of_each_other_share_a_wave() -> None:
+    found = graph.read_graph(ROOT)
+    names = [name for _, run in graph.schedule(found) for name in run]
+    waves = graph.waves(found, names)
+    assert [name for wave in waves for name in wave] == names
+    assert any({"stage1@0", "stage1@1", "stage1@2"} <= set(wave) for wave in waves)
+    for wave in waves:
+        assert not any(graph.ancestors(found, name) & set(wave) for name in wave)
