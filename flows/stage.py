@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefect import Task, get_run_logger, task
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.futures import PrefectFuture, wait
@@ -60,7 +60,7 @@ def run_phase(phase: str, policy: Policy, stages: list[str] | None, jobs: int = 
     chosen = graph.select(found, [phase], None) if stages is None else stages
     names = [name for _, run in graph.schedule(found, chosen) for name in run]
 
-    def prepared(name: str) -> Task[..., Any]:
+    def prepared(name: str) -> Any:
         return stage.with_options(
             name=name,
             task_run_name=f"{name} {revision(root)}",

@@ -17,6 +17,14 @@ from flows import workspace
 from tests.flows import servers
 
 SOON = 60.0
+PATIENT = """\
+import pathlib, time
+
+pathlib.Path("began").touch()
+while not pathlib.Path("go").exists():
+    time.sleep(0.05)
+pathlib.Path("b").write_text("slow")
+"""
 
 
 def later(seconds: float = SOON) -> float:
@@ -76,8 +84,7 @@ def test_a_run_that_is_cancelled_takes_everything_that_the_stage_started_with_it
 
 def test_a_workspace_where_dvc_is_at_work_is_waited_for(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (project / "a").write_text("1\n")
-    slow = "import pathlib, time\npathlib.Path('began').touch()\ntime.sleep(2)\npathlib.Path('b').write_text('slow')\n"
-    (project / "segment.py").write_text(slow)
+    (project / "segment.py").write_text(PATIENT)
     monkeypatch.setattr(stages, "BUSY_POLL_SECONDS", 0.2)
     command = [sys.executable, "-m", "dvc", "repro", "--single-item", "segment"]
     other = subprocess.Popen(command, cwd=project, env=stages.environment(), stdout=subprocess.DEVNULL)
@@ -85,7 +92,12 @@ def test_a_workspace_where_dvc_is_at_work_is_waited_for(project: Path, monkeypat
         time.sleep(0.05)
     seen: list[str] = []
     logger = logging.getLogger("test.stage")
-    monkeypatch.setattr(logger, "warning", lambda text, *values: seen.append(text % values))
+
+    def warn(text: str, *values: object) -> None:
+        seen.append(text % values)
+        (project / "go").touch()
+
+    monkeypatch.setattr(logger, "warning", warn)
     monkeypatch.setattr(stages, "get_run_logger", lambda: logger)
     stages.stage.fn("segment")
     assert other.wait() == 0
