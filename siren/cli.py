@@ -362,12 +362,10 @@ def params(
     overrides: Annotated[list[str] | None, typer.Argument(help="Hydra overrides, such as align.steps=40.")] = None,
 ) -> None:
     """Compose params.yaml from conf/, as `dvc exp run -S scale=...` does, and check it."""
-    partial = Path("params.partial.yaml")
-    try:
+    from siren.atomic import replacing
+
+    with replacing("params.yaml", suffix=".yaml") as partial:
         _compose(scale, overrides or [], partial)
-        os.replace(partial, "params.yaml")
-    finally:
-        partial.unlink(missing_ok=True)
     print(f"params.yaml: scale {scale}")
 
 

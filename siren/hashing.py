@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from siren.atomic import write_text
 
 
 def file_sha256(path: str | Path) -> str:
@@ -29,10 +30,7 @@ def remembered_sha256(path: Path, memory: Path) -> str:
     if (found := known.get(key)) and found[:-1] == state:
         return str(found[-1])
     known[key] = [*state, file_sha256(path)]
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    partial = memory.with_name(f"{memory.name}.{os.getpid()}")
-    partial.write_text(json.dumps(known, indent=0))
-    os.replace(partial, memory)
+    write_text(memory, json.dumps(known, indent=0))
     return str(known[key][-1])
 
 

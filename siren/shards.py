@@ -9,7 +9,6 @@ Waveforms are stored as little-endian int16, all rows of a column equally long.
 Shapes: N rows · S samples.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from siren.atomic import replacing
+
 FULL_SCALE = 32767
 QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("item", "stage", "reason", "detail")])
 
@@ -27,19 +28,14 @@ QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("item", "stage",
 def write_table(path: str | Path, table: pa.Table, metadata: dict[str, str] | None = None) -> None:
     """Write one file atomically, in the format of its suffix, `metadata` in its schema."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if metadata is not None:
         table = table.replace_schema_metadata(metadata)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as partial:
         if path.suffix == ".arrow":
-            with pa.ipc.new_file(temporary, table.schema) as file:
+            with pa.ipc.new_file(partial, table.schema) as file:
                 file.write_table(table.combine_chunks())
         else:
-            pq.write_table(table, temporary, compression="zstd", use_dictionary=_repeating(table.schema))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            pq.write_table(table, partial, compression="zstd", use_dictionary=_repeating(table.schema))
 
 
 def _repeating(schema: pa.Schema) -> list[str]:

@@ -4,7 +4,6 @@ An arm is alignment with other settings, and `stage1` none at all. Verdicts and 
 claims`; what differs is that all arms start from one stage-1 model, so the seeds are those of rollouts and of sampling.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -126,7 +125,6 @@ def _aligned(
     moved = world.align(model, settings, seed, curve, checkpoint)
     for k in moved:
         save_transformer(folder / str(k), model[k], {})
-    curve.write(folder / "align.partial")
-    os.replace(folder / "align.partial", curve_file)
+    curve.write(curve_file)
     checkpoint.clear()
     return moved

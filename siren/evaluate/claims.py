@@ -12,7 +12,6 @@ bootstrap's over prompts.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from scipy.special import stdtrit
 
+from siren.atomic import write_text
 from siren.config import Model, Stage1, to_dict
 from siren.encode.tokens import Tokens
 from siren.evaluate import analyze, charts
@@ -188,10 +188,7 @@ def kept(result: Path, make: Callable[[], dict[str, Any]], wanted: Sequence[str]
     if before is not None and all(name in before for name in wanted):
         return before
     row = make() | (before or {})
-    result.parent.mkdir(parents=True, exist_ok=True)
-    temporary = result.with_suffix(".partial")
-    temporary.write_text(json.dumps(row, indent=1) + "\n")
-    os.replace(temporary, result)
+    write_text(result, json.dumps(row, indent=1) + "\n")
     return row
 
 
@@ -246,8 +243,7 @@ def trained(
         world.device,
     )
     save_transformer(done, transformer, dict(world.made_with))
-    curve.write(folder / f"{k}.partial")
-    os.replace(folder / f"{k}.partial", folder / f"{k}.csv")
+    curve.write(folder / f"{k}.csv")
     checkpoint.clear()
     return transformer
 

@@ -11,7 +11,6 @@ Shapes: B batch · S samples · E examples of a clip · F features · C classes.
 
 import hashlib
 import json
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from siren import audio
+from siren.atomic import replacing
 from siren.evaluate.folders import Sounds, read
 from siren.networks import clap, imagebind, judge, store
 from siren.progress import track
@@ -235,10 +235,7 @@ def _read_texts(network: Any, captions: list[str]) -> dict[str, Tensor]:
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """To a temporary name first: a cache that was interrupted holds whole files only."""
     from safetensors.numpy import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial)

@@ -6,7 +6,6 @@ changes no clip beyond rounding.
 """
 
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from siren import audio
+from siren.atomic import replacing
 from siren.config import Sampling
 from siren.generate.bundle import Bundle
 from siren.generate.offline import cosines
@@ -93,10 +93,8 @@ def make(bundle: Bundle, wanted: Iterable[Clip], job: Job, batch_size: int) -> I
 
 def write(clip: Clip, job: Job, wav: np.ndarray, sample_rate: int, found: dict[str, Any]) -> None:
     """The sound, whole or not at all, and then its sidecar."""
-    clip.path.parent.mkdir(parents=True, exist_ok=True)
-    part = clip.path.with_name(f".{clip.path.name}")  # keeps the suffix, which says the format
-    audio.write(part, wav, sample_rate)
-    os.replace(part, clip.path)
+    with replacing(clip.path, suffix=clip.path.suffix) as partial:
+        audio.write(partial, wav, sample_rate)
     clip.path.with_suffix(".json").write_text(json.dumps(sidecar(clip, job) | found, indent=1) + "\n")
 
 

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from siren.atomic import replacing, write_text
 from siren.config import ConfigError, parse, require
 from siren.generate.bundle import load_transformer, save_transformer
 from siren.hashing import file_sha256
@@ -214,12 +215,13 @@ def export_release(folders: Sequence[str | Path], out: str | Path) -> Path:
         dtype = getattr(torch, sidecar["extra"].get("published", {}).get("dtype", "float32"))
         state = {k: v.to(dtype).contiguous().clone() for k, v in published_state(transformer.state_dict()).items()}
         name = WEIGHTS.format(transformer.first)
-        _replace(out / name, lambda path, state=state: save_file(state, path))
+        with replacing(out / name) as path:
+            save_file(state, path)
         sha256 = file_sha256(out / name)
         experts.append({"start_codebook": transformer.first, "weights": name, "sha256": sha256})
     manifest = {"format_version": VERSION, "config": CONFIG, "experts": experts}
     for name, content in ((CONFIG, vars(config)), (MANIFEST, manifest)):
-        _replace(out / name, lambda path, content=content: path.write_text(json.dumps(content, indent=1) + "\n"))
+        write_text(out / name, json.dumps(content, indent=1) + "\n")
     return out / MANIFEST
 
 
@@ -280,9 +282,3 @@ def _same_tables(files: Sequence[Path]) -> CodecTables:
 
 def _size(tables: CodecTables) -> str:
     return f"{tables.num_codebooks} codebooks of {tables.codebook_size}"
-
-
-def _replace(path: Path, write: Any) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    write(partial)
-    os.replace(partial, path)

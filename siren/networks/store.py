@@ -7,7 +7,6 @@ ones the sidecar speaks of are refused. The same module gives the same bytes.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from siren.atomic import replacing, write_text
 from siren.hashing import file_sha256
 
 WEIGHTS = "model.safetensors"
@@ -26,17 +26,13 @@ WEIGHT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 def save(
     folder: str | Path, module: nn.Module, kind: str, config: dict[str, Any], extra: dict[str, Any] | None = None
 ) -> None:
-    """Write `module` and its sidecar into `folder`, each to a temporary name first, the sidecar last."""
+    """Write `module` and its sidecar into `folder`, each in one step, the sidecar last."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
-    weights = folder / f"{WEIGHTS}.partial"
-    save_file(tensors, weights)
-    sidecar = {"kind": kind, "config": config, "sha256": file_sha256(weights), "extra": extra or {}}
-    os.replace(weights, folder / WEIGHTS)
-    text = folder / f"{SIDECAR}.partial"
-    text.write_text(json.dumps(sidecar, indent=2) + "\n")
-    os.replace(text, folder / SIDECAR)
+    with replacing(folder / WEIGHTS) as weights:
+        save_file(tensors, weights)
+        sidecar = {"kind": kind, "config": config, "sha256": file_sha256(weights), "extra": extra or {}}
+    write_text(folder / SIDECAR, json.dumps(sidecar, indent=2) + "\n")
 
 
 def load_state(folder: str | Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

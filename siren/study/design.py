@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from siren import audio
+from siren.atomic import write_text
 from siren.evaluate.folders import gather, read, read_manifest
 from siren.progress import track
 
@@ -84,9 +84,7 @@ def make(folder: Path, manifest: Path, systems: Mapping[str, Path], seed: int) -
         files = {name: f"{stem}.wav" for name, stem in names.items()}
         trials.append(Trial(prompt["id"], prompt["caption"], prompt["set"] or "general", files, gains))
     study = Study(seed, tuple(systems), tuple(trials))
-    partial = folder / f"{STUDY}.partial"
-    partial.write_text(json.dumps(asdict(study), indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, folder / STUDY)  # last: a folder with it is whole
+    write_text(folder / STUDY, json.dumps(asdict(study), indent=1) + "\n")  # last: a folder with it is whole
     return study, notes
 
 

@@ -142,9 +142,7 @@ def pipeline_notes(root: Path) -> list[dict[str, Any]]:
 
 
 def save_pipeline(root: Path, note: dict[str, Any]) -> None:
-    path = _pipeline_path(root, note["id"])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, note)
+    write_json(_pipeline_path(root, note["id"]), note)
 
 
 def _pipeline_path(root: Path, identity: str) -> Path:

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from siren.atomic import replacing, write_text
 from siren.config import Config, flatten, to_dict
 from siren.tracking import lineage, store, watch
 
@@ -142,13 +143,8 @@ class Run:
         final = root / name
         if not final.resolve().is_relative_to(root.resolve()):
             raise ValueError(f"artifact name {name!r} leaves the run's folder; use a relative name without '..'")
-        final.parent.mkdir(parents=True, exist_ok=True)
-        partial = final.with_name(f".{uuid.uuid4().hex}.partial")
-        try:
+        with replacing(final) as partial:
             yield partial
-            os.replace(partial, final)
-        finally:
-            partial.unlink(missing_ok=True)
 
     def _save(self) -> None:
         path = self.folder / "run.json"
@@ -210,9 +206,7 @@ def _begin(name: str, config: Config, sections: Sequence[str], root: Path) -> Ru
 
 def write_json(path: Path, content: Any) -> None:
     """Replace a JSON file in one step."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=1, default=str))
-    os.replace(partial, path)
+    write_text(path, json.dumps(content, indent=1, default=str))
 
 
 def _inside(key: str, section: str) -> bool:

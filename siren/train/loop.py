@@ -11,7 +11,6 @@ whether it then stops or starts afresh is the caller's to say (`Checkpoint.resta
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from siren.atomic import replacing, write_text
 from siren.config import Training, flatten
 from siren.hashing import digest
 from siren.progress import notice
@@ -88,7 +88,6 @@ class Checkpoint:
         generator: torch.Generator | None = None,
     ) -> None:
         """Write the state after `step` steps; older ones than the last `keep` are removed once this one is whole."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"model.{k}": v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
         for index, fields in optimiser.state_dict()["state"].items():
             for name, value in fields.items():
@@ -96,9 +95,10 @@ class Checkpoint:
         if generator is not None:
             tensors["generator"] = generator.get_state()
         stem = f"step-{step:08d}"
-        _atomic(self.folder / f"{stem}.safetensors", lambda path: save_file(tensors, path))
+        with replacing(self.folder / f"{stem}.safetensors", sync=True) as path:
+            save_file(tensors, path)
         sidecar = {"step": step, "identity": self.identity}
-        _atomic(self.folder / f"{stem}.json", lambda path: path.write_text(json.dumps(sidecar, indent=1) + "\n"))
+        write_text(self.folder / f"{stem}.json", json.dumps(sidecar, indent=1) + "\n", sync=True)
         for old in self._sidecars()[self.keep :]:
             old.unlink()  # first: without it the tensors are not looked at
             old.with_suffix(".safetensors").unlink(missing_ok=True)
@@ -200,15 +200,6 @@ class Watch:
         self.seen.clear()
 
 
-def _atomic(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write to a temporary name, to the disk, and then rename: after a crash the file is whole or not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    write(temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 class Curve:
     """A `log` that passes every report on and keeps it, to be written as one CSV when the run has ended.
 
@@ -233,12 +224,11 @@ class Curve:
         self.log(step, metrics)
 
     def write(self, path: Path) -> None:
-        """The curve as CSV: step, then every metric in the order it first appeared."""
+        """The curve as CSV, in one step: step, then every metric in the order it first appeared."""
         points = sorted(self.points.items())
         columns = list(dict.fromkeys(name for _, metrics in points for name in metrics))
         rows = [
             ",".join([str(step)] + [f"{metrics[c]:.6g}" if c in metrics else "" for c in columns])
             for step, metrics in points
         ]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join([",".join(["step", *columns]), *rows]) + "\n")
+        write_text(path, "\n".join([",".join(["step", *columns]), *rows]) + "\n")

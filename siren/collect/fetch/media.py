@@ -8,7 +8,6 @@ import hashlib
 import itertools
 import shutil
 import tarfile
-import tempfile
 import unicodedata
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from siren.atomic import replacing
 from siren.collect.fetch import licences
 from siren.collect.fetch.download import Downloader, FetchError
 from siren.config import ConfigError
@@ -70,15 +70,13 @@ class Archive:
         with downloader.lock(folder):
             if not folder.is_dir():
                 path = downloader.fetch(self.url, self.checksum)
-                scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
                 try:
-                    unpack(path, scratch, self.kind or self.url)
-                    scratch.rename(folder)
+                    with replacing(folder) as scratch:
+                        scratch.mkdir()
+                        unpack(path, scratch, self.kind or self.url)
                 except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
                     path.unlink()  # a rerun gets it anew
                     raise FetchError("corrupt_archive", f"{self.url} cannot be unpacked: {error}") from None
-                finally:
-                    shutil.rmtree(scratch, ignore_errors=True)
                 path.unlink()
         return folder
 

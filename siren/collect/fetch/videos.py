@@ -7,13 +7,13 @@ programs on the PATH; licence and author are those that the video's page gives.
 """
 
 import json
-import os
 import re
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from siren.atomic import replacing
 from siren.collect.fetch.download import Downloader, FetchError, Passing
 from siren.collect.fetch.media import Row
 from siren.config import ConfigError
@@ -93,16 +93,15 @@ class Cut:
         return {"licence": licence, "author": found.get("uploader") or found.get("channel")}
 
     def _cut(self, url: str, track: Path, path: Path) -> None:
-        made = path.with_suffix(".part")
         command = ["ffmpeg", "-nostdin", "-hide_banner", "-loglevel", "error", "-y"]
         command += ["-ss", f"{self.start:.3f}", "-i", str(track), "-t", f"{self.end - self.start:.3f}", "-map", "0:a:0"]
         command += ["-map_metadata", "-1", "-fflags", "+bitexact", "-c:a", "flac", "-sample_fmt", "s16"]
-        said = _run([*command, "-f", "flac", str(made)], url)
-        if said.returncode or not made.is_file():
-            track.unlink(missing_ok=True)
-            reason = "no_sound" if "matches no streams" in said.stderr else "cut_failed"
-            raise FetchError(reason, f"ffmpeg on {url}: {_last(said.stderr)}")
-        os.replace(made, path)
+        with replacing(path) as made:
+            said = _run([*command, "-f", "flac", str(made)], url)
+            if said.returncode or not made.is_file():
+                track.unlink(missing_ok=True)
+                reason = "no_sound" if "matches no streams" in said.stderr else "cut_failed"
+                raise FetchError(reason, f"ffmpeg on {url}: {_last(said.stderr)}")
 
 
 def _run(command: list[str], url: str) -> "subprocess.CompletedProcess[str]":
