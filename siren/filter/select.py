@@ -31,7 +31,6 @@ SWEEP_SCHEMA = pa.schema(
     [("tau", pa.float64()), ("source", pa.string()), ("pairs", pa.int64()), ("hours", pa.float64())]
 )
 ALL = "all"  # the source that stands for all of them
-SWEEP_STEP = 0.01
 
 
 def select(

@@ -7,12 +7,9 @@ from torch import nn
 
 from siren.networks.clap.architecture import Architecture
 from siren.networks.clap.features import LogMel
-from siren.networks.clap.names import BUFFERS, check
 from siren.networks.clap.protocol import Clap
 from siren.networks.text import Tokenizer
 from siren.shapes import Bool, Float, Int
-
-MAX_LOGIT_SCALE = 100.0
 
 
 class TransformersClap(Clap):
@@ -25,11 +22,6 @@ class TransformersClap(Clap):
         self.features = LogMel(arch)
         self.model: Any = clap_model(arch, tokenizer)
 
-    @property
-    def logit_scale(self) -> torch.Tensor:
-        scale: torch.Tensor = self.model.logit_scale_t
-        return scale.exp().clamp(max=MAX_LOGIT_SCALE)
-
     def _text(
         self, ids: Int[torch.Tensor, "B L"], mask: Bool[torch.Tensor, "B L"]
     ) -> tuple[Float[torch.Tensor, "B L P"], Float[torch.Tensor, "B E"]]:
@@ -41,19 +33,21 @@ class TransformersClap(Clap):
         projected: torch.Tensor = self.model.audio_projection(pooled)
         return projected
 
-    def canonical_state(self) -> dict[str, torch.Tensor]:
-        return {k: v for k, v in self.model.state_dict().items() if not k.endswith(BUFFERS)}
-
-    def load_canonical(self, state: dict[str, torch.Tensor]) -> None:
-        check(state, self.canonical_state(), "the CLAP weights")
-        self.model.load_state_dict(state, strict=False)
-
 
 def clap_model(arch: Architecture, tokenizer: Tokenizer) -> nn.Module:
     """An untrained `ClapModel` of this size; its random start is torch's generator's."""
     from transformers import ClapConfig, ClapModel
 
-    text = {
+    return ClapModel(
+        ClapConfig(
+            text_config=text_config(arch, tokenizer), audio_config=_audio_config(arch), projection_dim=arch.embed_dim
+        )
+    )
+
+
+def text_config(arch: Architecture, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The text tower as transformers' configurations of BERT, RoBERTa and CLAP name it."""
+    return {
         "vocab_size": arch.vocab_size,
         "hidden_size": arch.text_width,
         "num_hidden_layers": arch.text_layers,
@@ -67,7 +61,6 @@ def clap_model(arch: Architecture, tokenizer: Tokenizer) -> nn.Module:
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
     }
-    return ClapModel(ClapConfig(text_config=text, audio_config=_audio_config(arch), projection_dim=arch.embed_dim))
 
 
 def htsat(arch: Architecture) -> nn.Module:

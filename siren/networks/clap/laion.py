@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from siren.networks.clap.architecture import Architecture
-from siren.networks.clap.hf import MAX_LOGIT_SCALE
-from siren.networks.clap.names import check, to_laion, to_transformers
+from siren.networks.clap.hf import text_config
+from siren.networks.clap.names import to_laion, to_transformers
 from siren.networks.clap.protocol import Clap
 from siren.networks.packages import module_of
 from siren.networks.text import Tokenizer
@@ -32,11 +32,6 @@ class LaionClap(Clap):
         super().__init__(arch, tokenizer, sample_rate)
         self.model: Any = clap_model(arch, tokenizer)
 
-    @property
-    def logit_scale(self) -> torch.Tensor:
-        scale: torch.Tensor = self.model.logit_scale_t
-        return scale.exp().clamp(max=MAX_LOGIT_SCALE)
-
     def _text(
         self, ids: Int[torch.Tensor, "B L"], mask: Bool[torch.Tensor, "B L"]
     ) -> tuple[Float[torch.Tensor, "B L P"], Float[torch.Tensor, "B E"]]:
@@ -51,9 +46,8 @@ class LaionClap(Clap):
     def canonical_state(self) -> dict[str, torch.Tensor]:
         return to_transformers(self.model.state_dict())
 
-    def load_canonical(self, state: dict[str, torch.Tensor]) -> None:
-        check(state, self.canonical_state(), "the CLAP weights")
-        self.model.load_state_dict(to_laion(state, self.model.state_dict()), strict=False)
+    def _named(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return to_laion(state, self.model.state_dict())
 
 
 def clap_model(arch: Architecture, tokenizer: Tokenizer) -> nn.Module:
@@ -110,23 +104,7 @@ def _towers(package: Any, arch: Architecture, tokenizer: Tokenizer) -> Iterator[
     def text_tower(_: str) -> nn.Module:
         from transformers import RobertaConfig, RobertaModel
 
-        return RobertaModel(
-            RobertaConfig(
-                vocab_size=arch.vocab_size,
-                hidden_size=arch.text_width,
-                num_hidden_layers=arch.text_layers,
-                num_attention_heads=arch.text_heads,
-                intermediate_size=arch.text_ffn,
-                max_position_embeddings=arch.max_positions,
-                type_vocab_size=1,
-                layer_norm_eps=arch.text_norm_eps,
-                hidden_dropout_prob=arch.dropout,
-                attention_probs_dropout_prob=arch.dropout,
-                pad_token_id=tokenizer.pad_id,
-                bos_token_id=tokenizer.bos_id,
-                eos_token_id=tokenizer.eos_id,
-            )
-        )
+        return RobertaModel(RobertaConfig(**text_config(arch, tokenizer), type_vocab_size=1))
 
     kept = package.create_htsat_model, package.RobertaModel
     package.create_htsat_model, package.RobertaModel = audio_tower, SimpleNamespace(from_pretrained=text_tower)

@@ -25,8 +25,8 @@ from torch import nn
 from siren.config import ConfigError, require
 from siren.networks.clap.architecture import HTSAT_TINY_48K, Architecture
 from siren.networks.clap.features import LogMel
-from siren.networks.clap.hf import MAX_LOGIT_SCALE, htsat
-from siren.networks.clap.names import BUFFERS, check, to_transformers
+from siren.networks.clap.hf import htsat, text_config
+from siren.networks.clap.names import to_transformers
 from siren.networks.clap.protocol import Clap
 from siren.networks.judge.cnn14 import Cnn14, Cnn14Config
 from siren.networks.text import FILE, Tokenizer
@@ -135,11 +135,6 @@ class MsClap(Clap):
         assert isinstance(arch, MsArchitecture)
         return MARKS[arch.text]
 
-    @property
-    def logit_scale(self) -> torch.Tensor:
-        scale: torch.Tensor = self.model.logit_scale_t
-        return scale.exp().clamp(max=MAX_LOGIT_SCALE)
-
     def _tokens(self, captions: list[str]) -> tuple[Int[torch.Tensor, "B L"], Bool[torch.Tensor, "B L"]]:
         if self.arch.text == "gpt2":
             captions = [f"{caption} {MARKS['gpt2'][2]}" for caption in captions]
@@ -161,13 +156,6 @@ class MsClap(Clap):
             pooled = tower(input_features=log_mel).pooler_output
         projected: torch.Tensor = self.model["audio_projection"](pooled)
         return projected
-
-    def canonical_state(self) -> dict[str, torch.Tensor]:
-        return {k: v for k, v in self.model.state_dict().items() if not k.endswith(BUFFERS)}
-
-    def load_canonical(self, state: dict[str, torch.Tensor]) -> None:
-        check(state, self.canonical_state(), "the MS-CLAP weights")
-        self.model.load_state_dict(state, strict=False)
 
 
 def _audio_tower(arch: MsArchitecture) -> nn.Module:
@@ -199,21 +187,7 @@ def _text_tower(arch: MsArchitecture, tokenizer: Tokenizer) -> nn.Module:
             )
         )
     else:
-        made = BertModel(
-            BertConfig(
-                vocab_size=arch.vocab_size,
-                hidden_size=arch.text_width,
-                num_hidden_layers=arch.text_layers,
-                num_attention_heads=arch.text_heads,
-                intermediate_size=arch.text_ffn,
-                max_position_embeddings=arch.max_positions,
-                layer_norm_eps=arch.text_norm_eps,
-                hidden_dropout_prob=arch.dropout,
-                attention_probs_dropout_prob=arch.dropout,
-                pad_token_id=tokenizer.pad_id,
-            ),
-            add_pooling_layer=False,
-        )
+        made = BertModel(BertConfig(**text_config(arch, tokenizer)), add_pooling_layer=False)
     return made
 
 

@@ -2,13 +2,15 @@
 
 `text_states` conditions the language model: the last hidden states of every token, not the pooled projection.
 `embed_text` and `embed_audio` live on the unit sphere, where their product is the score of a pair. A backend adds
-the two towers (`_text`, `_audio`) and the names of its weights; everything saved has transformers' names.
+the two towers (`_text`, `_audio`) and, where they differ, the names of its weights; everything saved has
+transformers' names.
 
 Shapes: B batch · S samples · L text length · P text width · E embedding width.
 """
 
 import hashlib
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,16 +18,19 @@ from torch import nn
 from siren.networks import store
 from siren.networks.clap.architecture import Architecture
 from siren.networks.clap.features import windows
+from siren.networks.clap.names import BUFFERS, check
 from siren.networks.resample import resample
 from siren.networks.text import MARKS, Tokenizer
 from siren.shapes import Bool, Float, Int
+
+MAX_LOGIT_SCALE = 100.0
 
 
 class Clap(nn.Module, ABC):
     """`sample_rate` is that of the waveforms it is given, not the network's own: `embed_audio` resamples."""
 
     backend: str
-    model: nn.Module
+    model: Any  # an nn.Module with a parameter `logit_scale_t`, the logarithm of the scale
     sizes: type[Architecture] = Architecture  # what a saved network's architecture is read as
     wrap = False  # whether a short clip is repeated until the window is full, or padded with zeros
 
@@ -76,9 +81,10 @@ class Clap(nn.Module, ABC):
         return ids.to(device), mask.to(device)
 
     @property
-    @abstractmethod
     def logit_scale(self) -> torch.Tensor:
         """What cosines are multiplied with in the contrastive loss (a learned inverse temperature). []"""
+        scale: torch.Tensor = self.model.logit_scale_t
+        return scale.exp().clamp(max=MAX_LOGIT_SCALE)
 
     @abstractmethod
     def _text(
@@ -90,10 +96,15 @@ class Clap(nn.Module, ABC):
     def _audio(self, wav: Float[torch.Tensor, "B S"]) -> Float[torch.Tensor, "B E"]:
         """Projected embedding of clips of exactly `arch.max_samples` at the network's own rate, not normalised."""
 
-    @abstractmethod
     def canonical_state(self) -> dict[str, torch.Tensor]:
-        """The weights under transformers' names."""
+        """The weights under transformers' names, which are the model's own unless a backend says otherwise."""
+        return {k: v for k, v in self.model.state_dict().items() if not k.endswith(BUFFERS)}
 
-    @abstractmethod
     def load_canonical(self, state: dict[str, torch.Tensor]) -> None:
         """Take weights under transformers' names. Raises ValueError naming what is missing, extra or misshapen."""
+        check(state, self.canonical_state(), f"the weights of {type(self).__name__}")
+        self.model.load_state_dict(self._named(state), strict=False)
+
+    def _named(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Weights under transformers' names, under the model's own."""
+        return state
