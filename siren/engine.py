@@ -140,7 +140,7 @@ def gather(
     rows_per_shard: int,
     suffix: str = ".parquet",
 ) -> list[Path]:
-    """The rows of `pieces` as shards of one size, as `shards.ShardWriter` would write them, bytes included."""
+    """The rows of `pieces` as shards of one size; the bytes do not depend on how `pieces` were cut."""
     ends = np.cumsum([shards.num_rows(path) for path in paths])
     starts = ends - np.diff(ends, prepend=0)  # of each piece among all rows
     made = []

@@ -44,68 +44,6 @@ def _repeating(schema: pa.Schema) -> list[str]:
     return [f"{c.name}.list.element" if pa.types.is_list(c.type) else c.name for c in columns]
 
 
-def write_shards(
-    folder: str | Path,
-    stem: str,
-    table: pa.Table,
-    rows_per_shard: int,
-    metadata: dict[str, str] | None = None,
-    suffix: str = ".parquet",
-) -> list[Path]:
-    """Write a table that is in memory as shards; see `ShardWriter`."""
-    with ShardWriter(folder, stem, table.schema, rows_per_shard, metadata, suffix) as writer:
-        writer.add(table.to_pylist())
-    return writer.paths
-
-
-class ShardWriter:
-    """Writes `<stem>-00000.parquet`, `-00001`, ... of rows that come one after the other; use in a `with`.
-
-    One shard is held in memory. Shards left by an earlier table are removed at the end. No rows give one empty shard,
-    so that schema and metadata are kept.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        stem: str,
-        schema: pa.Schema,
-        rows_per_shard: int,
-        metadata: dict[str, str] | None = None,
-        suffix: str = ".parquet",
-    ) -> None:
-        if rows_per_shard < 1:
-            raise ValueError(f"rows_per_shard is {rows_per_shard}; at least 1 is needed")
-        self.folder, self.stem, self.schema, self.suffix = Path(folder), stem, schema, suffix
-        self.rows_per_shard, self.metadata = rows_per_shard, metadata
-        self.rows: list[dict[str, Any]] = []
-        self.paths: list[Path] = []
-        self.num_rows = 0
-
-    def add(self, rows: list[dict[str, Any]]) -> None:
-        self.rows += rows
-        self.num_rows += len(rows)
-        while len(self.rows) >= self.rows_per_shard:
-            self._write()
-
-    def _write(self) -> None:
-        path = self.folder / f"{self.stem}-{len(self.paths):05d}{self.suffix}"
-        write_table(path, table(self.rows[: self.rows_per_shard], self.schema), self.metadata)
-        self.rows = self.rows[self.rows_per_shard :]
-        self.paths.append(path)
-
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            return
-        if self.rows or not self.paths:
-            self._write()
-        for stale in set(shard_paths(self.folder, self.stem)) - set(self.paths):
-            stale.unlink()
-
-
 def table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     """What `pa.Table.from_pylist` makes, sooner; every row must have every column."""
     columns = [_column([row[field.name] for row in rows], field.type) for field in schema]

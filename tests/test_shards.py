@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from siren import shards
+from tests.tables import write_shards
 
 ROWS = st.lists(
     st.fixed_dictionaries(
@@ -37,7 +38,7 @@ SCHEMA = pa.schema(
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_write_then_read_is_identity(tmp_path: Path, rows: list[dict], rows_per_shard: int) -> None:
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    paths = shards.write_shards(tmp_path, "part", table, rows_per_shard, {"codec": "abc"})
+    paths = write_shards(tmp_path, "part", table, rows_per_shard, {"codec": "abc"})
     assert len(paths) == max(1, -(-len(rows) // rows_per_shard))  # and none is left of an earlier, longer table
     back = shards.read_shards(tmp_path, "part")
     assert back.replace_schema_metadata(None).to_pylist() == rows
@@ -53,7 +54,7 @@ def test_the_same_table_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_missing_shard_is_an_error_not_a_shorter_table(tmp_path: Path) -> None:
-    paths = shards.write_shards(tmp_path, "part", pa.table({"id": list("abcdef")}), 2)
+    paths = write_shards(tmp_path, "part", pa.table({"id": list("abcdef")}), 2)
     paths[1].unlink()
     with pytest.raises(ValueError, match=r"not complete .*part-00000.parquet, part-00002.parquet"):
         shards.read_shards(tmp_path, "part")

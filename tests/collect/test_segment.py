@@ -12,6 +12,7 @@ from siren.collect import segment
 from siren.collect.sources import CLIPS_SCHEMA, SOURCES, collect
 from siren.collect.sources.broken import BROKEN
 from siren.config import Audio, Segment, Source
+from tests.tables import write_shards
 
 RULES = Segment(min_seconds=0.2, min_snr_db=6.0, silence_dbfs=-60.0)
 FORMAT = Audio(16000, 1.6)
@@ -117,8 +118,7 @@ def test_in_is_out_plus_quarantined_whatever_the_number_of_processes(
     table = shards.read_shards(tmp_path / "1", "segments")
     assert table.schema.equals(segment.SCHEMA)
     assert [shards.num_rows(path) for path in shards.shard_paths(tmp_path / "1", "segments")] == [10, 10, 6]
-    with shards.ShardWriter(tmp_path / "0", "segments", segment.SCHEMA, 10) as writer:
-        writer.add(table.to_pylist())
+    write_shards(tmp_path / "0", "segments", shards.table(table.to_pylist(), segment.SCHEMA), 10)
     assert set(table["clip_id"].to_pylist()) | {row["item"].removesuffix("-000") for row in quarantine} == set(
         clips["id"].to_pylist()
     )

@@ -15,6 +15,7 @@ from siren import shards
 from siren.encode import tokenize as tokens
 from siren.encode.tokens import read_tokens
 from siren.filter.select import SCHEMA as PAIRS
+from tests.tables import write_shards
 
 RATE, SAMPLES = 8000, 830
 
@@ -232,7 +233,7 @@ def test_codes_out_of_range_are_refused_by_writer_and_reader(tmp_path: Path) -> 
         write(tmp_path, small)
     write(tmp_path, Blocks())
     table = shards.read_shards(tmp_path, "rl")
-    shards.write_shards(tmp_path, "rl", table, 9, shards.metadata(tmp_path, "rl") | {"codebook_size": "200"})
+    write_shards(tmp_path, "rl", table, 9, shards.metadata(tmp_path, "rl") | {"codebook_size": "200"})
     with pytest.raises(ValueError, match=r"pair s2 has code 2\d\d; the codec's codes end at 199"):
         read_tokens(tmp_path, "rl").crops([0, 1], [0, 0], 9)
 

@@ -18,6 +18,7 @@ from siren.evaluate import charts, goals, players, tables
 from siren.evaluate.records import Missing, Records, read_curve, summarise
 from siren.evaluate.report import Report, render
 from tests.evaluate import builders
+from tests.tables import write_shards
 
 
 @pytest.fixture(scope="module")
@@ -362,7 +363,7 @@ def test_quarantine_is_counted_by_reason_with_an_instance(tmp_path: Path) -> Non
 
 
 def test_rows_are_counted_over_all_shards(tmp_path: Path) -> None:
-    shards.write_shards(tmp_path, "segments", pa.table({"id": ["a", "b", "c"]}), rows_per_shard=2)
+    write_shards(tmp_path, "segments", pa.table({"id": ["a", "b", "c"]}), rows_per_shard=2)
     assert Records().rows(tmp_path / "segments-*.parquet", "segment") == 3
 
 

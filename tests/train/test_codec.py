@@ -21,6 +21,7 @@ from siren.train.codec import (
     train_codec,
 )
 from siren.train.loop import Checkpoint
+from tests.tables import write_shards
 
 RATE = 8000
 ARCHITECTURE = {
@@ -226,14 +227,12 @@ def project(tmp_path, monkeypatch):
     """A folder with segments, and the settings of a small codec that is trained in it."""
     import pyarrow as pa
 
-    from siren import shards
-
     monkeypatch.setenv("SIREN_EXPORT", "0")
     config = load("params.yaml")
     monkeypatch.chdir(tmp_path)
     pcm = [row.tobytes() for row in tones(20)]
     splits = ["train"] * 16 + ["val"] * 4
-    shards.write_shards(tmp_path / "data/segments", "segments", pa.table({"split": splits, "pcm": pcm}), 100)
+    write_shards(tmp_path / "data/segments", "segments", pa.table({"split": splits, "pcm": pcm}), 100)
     network = Network("spectral", None, ARCHITECTURE, dataclasses.replace(TRAINING, steps=20))
     return dataclasses.replace(
         config, audio=Audio(RATE, 0.5), networks=dataclasses.replace(config.networks, codec=network)

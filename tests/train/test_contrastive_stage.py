@@ -13,6 +13,7 @@ from siren import shards
 from siren.networks import clap as claps
 from siren.networks import imagebind as rewards
 from siren.stages import pipeline, places
+from tests.tables import write_shards
 
 from .test_contrastive import CLAP, IMAGEBIND, corpus
 
@@ -34,7 +35,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "relation": relations,
         "pcm": [wav.tobytes() for wav in wavs],
     }
-    shards.write_shards(places.SEGMENTS, "segments", pa.table(columns), rows_per_shard=16)
+    write_shards(places.SEGMENTS, "segments", pa.table(columns), rows_per_shard=16)
     kept = {"id": names[:40], "caption": [wordings[0] for wordings in captions[:40]], "candidates": captions[:40]}
     shards.write_table(places.CAPTIONS / "captions.parquet", pa.table(kept))
     return tmp_path
@@ -82,6 +83,6 @@ def test_clap_and_the_reward_share_neither_start_nor_order_nor_weights(workspace
 def test_a_corpus_without_training_clips_says_so(workspace: Path) -> None:
     table = shards.read_shards(places.SEGMENTS, "segments")
     held_out = table.set_column(table.schema.get_field_index("split"), "split", pa.array(["val"] * table.num_rows))
-    shards.write_shards(places.SEGMENTS, "segments", held_out, rows_per_shard=100)
+    write_shards(places.SEGMENTS, "segments", held_out, rows_per_shard=100)
     with pytest.raises(ValueError, match="no segment of split 'train'"):
         pipeline.clap(configured("clap", weights=None))

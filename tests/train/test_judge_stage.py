@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from siren import config as settings
-from siren import shards
 from siren.config import ConfigError
 from siren.networks import judge as judges
 from siren.stages import pipeline, places, reading
+from tests.tables import write_shards
 
 from .test_judge import corpus
 
@@ -33,7 +33,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     table = pa.table(
         {"split": ["train"] * 16 + ["val"] * 4, "labels": labels, "pcm": [wav.tobytes() for wav in wavs]},
     )
-    shards.write_shards(places.SEGMENTS, "segments", table, rows_per_shard=12)
+    write_shards(places.SEGMENTS, "segments", table, rows_per_shard=12)
     return tmp_path
 
 
