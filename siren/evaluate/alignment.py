@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from siren.config import Align, to_dict
-from siren.evaluate.claims import Claim, Result, each, kept
+from siren.evaluate.claims import Claim, Listen, Result, each, kept
 from siren.evaluate.records import read_curve
 from siren.generate.bundle import load_transformer, save_transformer
 from siren.hashing import digest
@@ -62,6 +62,7 @@ class World:
     made_with: Mapping[str, Any]
     heard_with: Mapping[str, Any]
     wanted: Sequence[str] = ()  # of the measures: a result that lacks one is heard again, without aligning
+    listen: Listen | None = None
 
 
 def arm(name: str, settings: Align) -> Align | None:
@@ -96,16 +97,20 @@ def measure(name: str, seed: int, world: World, place: Path) -> dict[str, Any]:
     settings = arm(name, world.settings)
     recipe, folder, result = _prepare(name, seed, world, place)
 
+    def aligned() -> tuple[Siren, list[int]]:
+        model = world.stage1()
+        return model, _aligned(model, settings, seed, world, folder, recipe) if settings else []
+
     def make() -> dict[str, Any]:
-        begin, model = time.monotonic(), world.stage1()
-        moved = _aligned(model, settings, seed, world, folder, recipe) if settings else []
-        aligned = time.monotonic()
+        begin, (model, moved) = time.monotonic(), aligned()
+        spent = time.monotonic() - begin
         trained = sum(p.numel() for k in moved for p in model[k].parameters() if p.requires_grad)
         found = world.hear(name, model, seed)
         row = {"arm": name, "seed": seed, "parameters": trained, **found}
-        return row | {"seconds": round(time.monotonic() - begin, 1), "align_seconds": round(aligned - begin, 1)}
+        return row | {"seconds": round(time.monotonic() - begin, 1), "align_seconds": round(spent, 1)}
 
     row = kept(result, make, world.wanted)
+    row |= world.listen(lambda: aligned()[0], seed, folder) if world.listen else {}
     curve = read_curve(folder / "align.csv") if settings else {}
     return row | ({"reward": [list(part) for part in curve["reward"]]} if "reward" in curve else {})  # Fig. 5
 

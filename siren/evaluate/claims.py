@@ -39,14 +39,19 @@ from siren.progress import track
 from siren.train.loop import Checkpoint, Curve
 from siren.train.stage1 import train_stage1
 
+
+def _share(value: float) -> str:
+    return percent(min(max(value, 0.0), 1.0))  # the t interval over seeds knows no bounds, a share does
+
+
 HOLDS, FAILS, OPEN = "holds", "does not hold", "not separable at this scale"
 MEASURES = {  # name → direction in which it is better, and how it is shown
     "fd": (-1, "FD", number),
     "fad": (-1, "FAD", number),
     "is": (+1, "IS", number),
     "kl": (-1, "KL", number),
-    "event_accuracy": (+1, "event named", percent),
-    "both_heard": (+1, "both events heard", percent),
+    "event_accuracy": (+1, "event named", _share),
+    "both_heard": (+1, "both events heard", _share),
     "imagebind": (+1, "ImageBind", number),
     "clap": (+1, "CLAP", number),
     "loss_mean": (-1, "loss mean", number),
@@ -58,6 +63,8 @@ QUALITY = ("fd", "fad", "event_accuracy", "both_heard", "loss_mean")
 RESAMPLES = 10_000
 TITLE = "The paper's claims, tried here"
 Result = Mapping[str, Any]  # arm, seed, parameters, seconds, the measures; some of them by prompt, in `prompts`
+# (the arm's model, seed, its folder) → what a result says of clips that are kept there for people to hear
+Listen = Callable[[Callable[[], Siren], int, Path], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -152,6 +159,7 @@ class World:
     hear: Callable[[str, Siren, int], dict[str, float]] | None = None
     heard_with: Mapping[str, Any] = field(default_factory=dict)
     wanted: Sequence[str] = ()  # of the measures: a result that lacks one is heard again, without training
+    listen: Listen | None = None
 
 
 def measure(name: str, seed: int, world: World, place: Path) -> dict[str, Any]:
@@ -171,7 +179,8 @@ def measure(name: str, seed: int, world: World, place: Path) -> dict[str, Any]:
         row = {"arm": name, "seed": seed, "parameters": arms.parameters(model, _widths(world)), **measures}
         return row | {"seconds": round(time.monotonic() - begin, 1)}  # of this run: less where it continued another
 
-    return kept(result_file(name, seed, world, place), make, world.wanted)
+    row = kept(result_file(name, seed, world, place), make, world.wanted)
+    return row | (world.listen(lambda: train(name, seed, world, place), seed, folder) if world.listen else {})
 
 
 def result_file(name: str, seed: int, world: World, place: Path) -> Path:

@@ -28,9 +28,37 @@ PRINTED = Path(__file__).parent / "paper.yaml"
 NOT_RUN = "not run"
 MIDDLE, MOST = 0.1, 0.5  # of cosines: how far from 0 their mean may be, and how many must be near 0
 PLAYED = ("real", "stage1", "aligned", "reranked")
+ARMS_PLAYED = {  # record → heading, and how its arms are called
+    "claims": (
+        "Arms of Tables 1 and 3 to 6",
+        {
+            "real": "Real",
+            "siren": "Siren, stage 1",
+            "single": "Single transformer",
+            "delay": "Delay pattern",
+            "independent": "Independent heads",
+            "single-small": "Single, 1/3 of the size",
+            "ar": "Single, code below",
+            "previous": "Isolated, code below",
+            "isolated": "Isolated, no codes",
+            **{f"m{count}": f"{count} transformers" for count in (2, 3, 4, 6, 12)},
+        },
+    ),
+    "alignment": (
+        "Ways of aligning, Table 7 and Figure 5",
+        {
+            "real": "Real",
+            "stage1": "Stage 1, not aligned",
+            "anti-causal": "Anti-causal",
+            "anti-causal-2": "Anti-causal, two",
+            "causal": "Causal",
+            "dpo": "DPO",
+        },
+    ),
+}
 COLUMNS = {  # of the tables: title, and how our value is shown
-    "parameters": ("parameters", lambda value: f"{value / 1e6:.1f}M"),
-    "batch": ("time", lambda value: f"{value:.2f} s a clip"),
+    "parameters": ("parameters", lambda value: f"{value / 1e6:.1f}M" if value else "none"),
+    "batch": ("time", lambda value: f"{value:.2f} s"),
     "fad": ("FAD ↓", number),
     "fd": ("FD ↓", number),
     "is": ("IS ↑", number),
@@ -65,6 +93,7 @@ class Found:
     systems: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # records of `siren measure`, by name
     prompts: Sequence[Prompt] = ()
     sounds: Sounds = field(default_factory=dict)
+    arms: Mapping[str, tuple[Sequence[Prompt], Sounds]] = field(default_factory=dict)  # by record: clips of its arms
     num_codebooks: int | None = None
 
 
@@ -90,6 +119,7 @@ def arrange(found: Found) -> dict[str, Any]:
         "figures": _figures(found),
         "best_of": _best_of(found),
         "listen": players(found.prompts, found.sounds, None, found.sample_rate, _played(found)),
+        "arms": _arms_played(found),
         "kilohertz": kilohertz(found.sample_rate),
         "levels": [f"{level:.0f}".replace("-", "\u2212") for level in figures.LEVELS],
         "about": _about(found),
@@ -100,6 +130,20 @@ def _played(found: Found) -> list[str]:
     return [arm for arm in PLAYED if arm in found.sounds]
 
 
+def _arms_played(found: Found) -> list[dict[str, Any]]:
+    """For each record that has clips its heading, the prompts with a cell for every arm, and the command for more."""
+    shown = []
+    for name, (heading, titles) in ARMS_PLAYED.items():
+        prompts, sounds = found.arms.get(name, ((), {}))
+        made = (getattr(found, name) or {"arms": {}})["arms"]
+        fds = {arm: find(own, "fd") for arm, own in made.items()}
+        said = {arm: f"FD {number(fd['value'])}" for arm, fd in fds.items() if fd}
+        groups = players(prompts, sounds, None, found.sample_rate, [a for a in titles if a in sounds], titles, said)
+        rows = [row for group in groups for row in group["rows"]]
+        shown.append({"title": heading, "rows": rows, "command": COMMANDS["arms" if name == "claims" else name]})
+    return shown
+
+
 def _about(found: Found) -> list[tuple[str, str]]:
     """What stands behind the figures of this page."""
     rows = []
@@ -107,10 +151,10 @@ def _about(found: Found) -> list[tuple[str, str]]:
         if record:
             text = ", ".join(f"{key} {value}" for key, value in record["about"].items())
             seeds = max((len(arm["seeds"]) for arm in record["arms"].values()), default=0)
-            rows.append((f"{name}", f"{text}; {seeds} seeds"))
+            rows.append((name, f"{text}; {seeds} seed{'s' * (seeds > 1)}"))
     if found.metrics:
         networks = ", ".join(found.metrics["networks"].values())
-        rows.append(("run", f"networks {networks}; {found.metrics['prompts'].get('all', '')}".rstrip("; ")))
+        rows.append(("run", f"networks {networks}; {found.metrics['prompts']['all']} prompts"))
     if found.best_of:
         rows.append(("best of N", f"seconds on {found.best_of['device']}"))
     rows += [
@@ -313,7 +357,9 @@ def _shown(name: str, entry: Mapping[str, Any] | None) -> dict[str, str]:
         return {"ours": "–", "interval": ""}
     show = COLUMNS[name][1]
     low, high = entry.get("low"), entry.get("high")
-    interval = "" if low is None or high is None or name == "batch" else f"{show(low)} to {show(high)}"
+    interval = "" if low is None or high is None else f"{show(low)}{'–' if low >= 0 else ' to '}{show(high)}"
+    if name == "batch":
+        interval = "a clip"
     return {"ours": show(entry["value"]), "interval": interval}
 
 
@@ -328,6 +374,9 @@ def _figures(found: Found) -> list[dict[str, Any]]:
     def of_codes(*names: str) -> list[dict[str, str]]:
         return [_chart(analyze.TITLES[n], codes[n], codes_said[n]) for n in names if n in codes]
 
+    def learned() -> list[dict[str, str]]:
+        return [chart | {"title": f"{chart['title']}: Siren, the run"} for chart in of_codes("convergence")]
+
     def of_inside(*names: str) -> list[dict[str, str]]:
         return [_chart(inside.TITLES[n], within[n], within_said[n]) for n in names if n in within]
 
@@ -335,7 +384,7 @@ def _figures(found: Found) -> list[dict[str, Any]]:
         ("2a, 8", "Cosines between codebooks", of_codes(*(n for n in analyze.TITLES if "cosine" in n)), "analysis"),
         ("2b", "Angles between the gradients of heads", of_inside("gradients", "gradients_whole"), "inside"),
         ("2c, 9", "What codebooks say of the event", of_codes("tsne", "probe"), "analysis"),
-        ("2d, 6", "Convergence, codebook by codebook", [*of_inside("losses"), *of_codes("convergence")], "inside"),
+        ("2d, 6", "Convergence, codebook by codebook", [*of_inside("losses"), *learned()], "inside"),
         ("5", "Reward while aligning", _rewards(found), "alignment"),
         ("7", "Task vectors", of_inside("task_vectors"), "inside"),
     ]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from siren.evaluate import figures
+from siren.evaluate.figures import spectrogram_png
 from siren.evaluate.goals import percent
 from siren.evaluate.tables import TITLES
 
@@ -48,9 +48,11 @@ def players(
     clips: Sequence[Mapping[str, Any]] | None,
     sample_rate: int,
     played: Sequence[str] = PLAYED,
+    titles: Mapping[str, str] = TITLES,
+    figures: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Groups of prompts, each with one cell for every arm that is played. `clips` are the evaluation's rows; None
-    shows no verdicts."""
+    shows no verdicts, but under every clip what `figures` say of its arm."""
     kinds = (
         ("One event", [p for p in prompts if len(p["labels"]) <= 1]),
         ("Two events", [p for p in prompts if len(p["labels"]) > 1]),
@@ -62,10 +64,11 @@ def players(
     def cell(arm: str, prompt: Prompt) -> dict[str, Any]:
         wav = sounds.get(arm, {}).get(prompt["id"])
         if wav is None:
-            reason = f"no clip of this prompt in the arm {TITLES[arm].lower()!r}."
-            return {"title": TITLES[arm], "sound": None, "reason": reason}
+            reason = f"no clip of this prompt in the arm {titles[arm].lower()!r}."
+            return {"title": titles[arm], "sound": None, "reason": reason}
         clip = _clip(wav, rows.get((arm, prompt["id"])), sample_rate, encoding)
-        return {"title": TITLES[arm], **clip, **({"verdicts": []} if clips is None else {})}
+        plain = {"verdicts": [], "figures": (figures or {}).get(arm, "")}
+        return {"title": titles[arm], **clip, **(plain if clips is None else {})}
 
     return [
         {
@@ -83,7 +86,7 @@ def players(
 def _clip(wav: np.ndarray, row: Mapping[str, Any] | None, sample_rate: int, encoding: str) -> dict[str, Any]:
     return {
         "sound": _sound(wav, sample_rate, encoding),
-        "image": _uri("image/png", figures.spectrogram_png(wav, sample_rate)),
+        "image": _uri("image/png", spectrogram_png(wav, sample_rate)),
         "seconds": f"{len(wav) / sample_rate:.3g}",
         "verdicts": _verdicts(row) if row else [{"held": None, "text": "not judged"}],
         "figures": _scores(row) if row else "",

@@ -47,12 +47,16 @@ def render(report: Report) -> str:
     return fill("page.html", arrange(report))
 
 
-def fill(template: str, page: Mapping[str, Any]) -> str:
-    """A template of `page/` with its style and script."""
+def fill(template: str, page: Mapping[str, Any], folder: Path = PAGE) -> str:
+    """A template of `folder`, which may extend `page/shell.html`, with style and script of `page/`."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader([folder, PAGE]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     style, script = ((PAGE / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     return environment.get_template(template).render(page=page, css=style, js=script)

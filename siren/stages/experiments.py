@@ -10,6 +10,8 @@ from siren.stages import places, reading
 from siren.stages.align import build_reward
 from siren.stages.places import CLAIMS, EARS, MODELS, REPORTS, SAMPLES, TOKENS
 
+HEARD_BY_PEOPLE = 3  # one-event prompts of which each arm leaves clips, and a third as many of two events
+
 
 def claims(seeds: Sequence[int], config: Config, steps: int | None = None, only: Sequence[str] = ()) -> None:
     """The paper's claims about its arms: trains and judges each arm at each seed; reports/claims.json and claims.md.
@@ -54,6 +56,7 @@ def _arms(config: Config, steps: int | None) -> tuple[Any, dict[str, Any]]:
         hear,
         heard_with,
         ("is", "sample_seconds") if hear else (),
+        _listening(config, codec, device) if hear else None,
     )
     about = {"scale": config.scale, "steps": stage1.training.steps, "batch": stage1.training.batch_size}
     about |= {"pairs": len(tokens), "held-out pairs": len(validation), "codebooks": world.tables.num_codebooks}
@@ -102,6 +105,7 @@ def alignment_claims(seeds: Sequence[int], config: Config, steps: int | None = N
         },
         heard_with,
         ("is", "sample_seconds"),
+        _listening(config, codec, device),
     )
     about = {"scale": config.scale, "steps": settings.steps, "prompts": settings.prompts_per_step}
     about |= {"rollouts of each": settings.group_size, "learning rate": settings.learning_rate}
@@ -155,6 +159,47 @@ def _judged(
 
     sampling = to_dict(config.evaluate.sample.sampling)
     return hear, {"sampling": sampling, "networks": places.hashes(folders), **places.made_with("test")}
+
+
+def _listening(config: Config, codec: Any, device: str) -> Any:
+    """How an arm leaves clips of a few test prompts at the first seed beside its result, for the paper's page.
+
+    They are the clips that were judged: same prompts, same seeds. The result names their folder below `CLAIMS`.
+    """
+    import numpy as np
+
+    from siren import audio
+    from siren.encode.tokens import read_tokens
+    from siren.evaluate import inside
+    from siren.evaluate.players import choose
+    from siren.generate.offline import sample_tokens
+    from siren.hashing import digest, item_seed
+
+    tokens, settings = read_tokens(TOKENS, "test", codec.fingerprint()), config.evaluate.sample
+    frames = places.num_frames(config.audio.segment_seconds, codec)
+    chosen = choose(reading.prompt_rows(tokens), HEARD_BY_PEOPLE)
+    prompts = tokens.take([list(tokens.ids).index(prompt["id"]) for prompt in chosen])
+    made_with = {
+        "sampling": to_dict(settings.sampling),
+        "frames": frames,
+        "prompts": chosen,
+        **places.made_with("test"),
+    }
+
+    def listen(model: Callable[[], Any], seed: int, folder: Path) -> dict[str, str]:
+        if seed != inside.SEED:
+            return {}
+        clips = folder / f"clips-{digest(made_with)}"
+        listing = clips / "prompts.json"  # written last
+        if not listing.is_file():
+            seeds = [item_seed(seed, "sample", name, 0) for name in prompts.ids]
+            wavs = sample_tokens(model().to(device), codec, prompts, seeds, frames, settings, "to listen to")
+            for name, wav in zip(prompts.ids, wavs, strict=True):
+                audio.write(clips / f"{name}.wav", np.clip(wav, -1, 1), codec.sample_rate)
+            listing.write_text(json.dumps(chosen, indent=1) + "\n")
+        return {"clips": str(clips.relative_to(CLAIMS))}
+
+    return listen
 
 
 def _bench(config: Config, prompts: Any, device: str) -> Callable[[Any, int], tuple[dict[str, Any], list[Any]]]:
@@ -222,14 +267,42 @@ def _write_paper(config: Config, clips: int) -> Path:
             for arm in pages.PLAYED
             if arm in said["arms"]
         }
-        real = reading.recordings([p["id"] for p in chosen])
-        sounds["real"] = dict(zip((p["id"] for p in chosen), real, strict=True))
+        sounds["real"] = _real(chosen)
+    kept = {name: _kept_clips(records[name]) for name in ("claims", "alignment")}
     page = pages.Found(
-        config.scale, rate, **records, systems=systems, prompts=chosen, sounds=sounds, num_codebooks=codebooks
+        config.scale,
+        rate,
+        **records,
+        systems=systems,
+        prompts=chosen,
+        sounds=sounds,
+        arms={name: (prompts, own | {"real": _real(prompts)}) for name, (prompts, own) in kept.items() if own},
+        num_codebooks=codebooks,
     )
     REPORTS.mkdir(parents=True, exist_ok=True)
     (REPORTS / "paper.html").write_text(pages.render(page), encoding="utf-8")
     return REPORTS / "paper.html"
+
+
+def _real(prompts: Sequence[Any]) -> dict[str, Any]:
+    """The recordings of some prompts, by id."""
+    ids = [prompt["id"] for prompt in prompts]
+    return dict(zip(ids, reading.recordings(ids), strict=True))
+
+
+def _kept_clips(record: Any) -> tuple[list[Any], dict[str, dict[str, Any]]]:
+    """The prompts and the clips that arms left to listen to, by arm and prompt."""
+    from siren import audio
+
+    prompts: dict[str, Any] = {}
+    sounds: dict[str, dict[str, Any]] = {}
+    for row in (record or {"results": []})["results"]:
+        folder = CLAIMS / row.get("clips", "")
+        if "clips" in row and (folder / "prompts.json").is_file():
+            own = {prompt["id"]: prompt for prompt in json.loads((folder / "prompts.json").read_text())}
+            prompts |= own
+            sounds[row["arm"]] = {name: audio.read(folder / f"{name}.wav")[0][0] for name in own}
+    return list(prompts.values()), sounds
 
 
 def best_of(count: int, config: Config) -> None:

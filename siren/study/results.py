@@ -15,6 +15,7 @@ import numpy as np
 
 from siren.evaluate import bootstrap
 from siren.evaluate.figures import PALETTE, drawing, to_png, to_svg
+from siren.evaluate.report import fill
 from siren.study.answers import Answer, Book
 from siren.study.design import QUESTIONS, Study, load
 
@@ -165,14 +166,9 @@ def chart(record: Mapping[str, Any], question: str) -> Any:
 
 def render(record: Mapping[str, Any]) -> str:
     """The record as one self-contained page."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     charts = {question: to_svg(chart(record, question)) for question in QUESTIONS}
-    template = environment.get_template("results.html")
-    return template.render(record=record, charts=charts, questions=QUESTIONS, interval=interval)
+    page = {"record": record, "charts": charts, "questions": QUESTIONS, "interval": interval}
+    return fill("results.html", page, PAGE)
 
 
 def write(folder: Path, record: Mapping[str, Any]) -> list[Path]:

@@ -1,6 +1,7 @@
 """The claims about alignment: verdicts over prompts, every arm from one start, and nothing is done twice."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -98,3 +99,20 @@ def test_the_second_row_of_table_7_moves_two_transformers(world, tmp_path):
     (two,) = alignment.run(["anti-causal-2"], [0], world[0], tmp_path)
     (one,) = alignment.run(["anti-causal"], [0], world[0], tmp_path)
     assert two["parameters"] == 2 * one["parameters"]
+
+
+def test_clips_are_those_of_the_weights_that_alignment_kept(world, tmp_path):
+    world, calls = world
+    list(alignment.run(["stage1", "causal"], [0], world, tmp_path))
+    heard = {}
+
+    def listen(model, seed, folder):
+        heard[folder.name.rsplit("-", 2)[0]] = model().state_dict()
+        return {"clips": folder.name}
+
+    made = len(calls)
+    rows = list(alignment.run(["stage1", "causal"], [0], replace(world, listen=listen), tmp_path))
+    assert len(calls) == made  # nothing is aligned for them
+    assert all(folder.startswith("align-") for folder in (row["clips"] for row in rows))
+    start, causal = heard["align-stage1"], heard["align-causal"]
+    assert any(not torch.equal(causal[name], value) for name, value in start.items())

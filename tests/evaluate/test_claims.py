@@ -161,6 +161,22 @@ def test_a_result_that_lacks_a_measure_is_heard_again_and_keeps_what_it_had(worl
     assert list(claims.run(["single"], [1], again, tmp_path)) == [new]
 
 
+def test_clips_of_a_finished_arm_are_made_from_what_was_kept(world, tmp_path, monkeypatch) -> None:
+    (before,) = claims.run(["single"], [1], world, tmp_path)
+    monkeypatch.setattr(claims, "train_stage1", None)  # nothing is trained for them
+    made = []
+
+    def listen(model, seed, folder):
+        made.append((len(model()), seed, folder.name.split("-")[:2]))
+        return {"clips": f"{folder.name}/clips"}
+
+    (row,) = claims.run(["single"], [1], replace(world, listen=listen), tmp_path)
+    assert made == [(1, 1, ["single", "1"])]
+    assert row == before | {"clips": row["clips"]}
+    assert claims.report([row], {})["results"][0]["clips"] == row["clips"]
+    assert list(claims.run(["single"], [1], world, tmp_path)) == [before]  # a result is not changed by them
+
+
 def test_a_transformer_of_the_experiment_is_the_one_that_the_stage_trains(world, tmp_path) -> None:
     """The seeds are those of the stage, so that `siren` at the run's seed is the pipeline's own model."""
     from siren.hashing import item_seed

@@ -62,6 +62,12 @@ def full() -> Found:
         systems={"audiox": {"prompts": 7, "list_sha256": "ab" * 32, "figures": other}},
         prompts=prompts,
         sounds={"real": sounds, "aligned": sounds},
+        arms={
+            "claims": (
+                prompts,
+                {"real": sounds, "siren": sounds, "delay": {prompts[0]["id"]: sounds[prompts[0]["id"]]}},
+            )
+        },
         num_codebooks=6,
     )
 
@@ -124,9 +130,9 @@ def test_rows_stand_beside_their_own_arm(full: Found) -> None:
     assert (single["FD ↓"]["paper"], single["FD ↓"]["ours"]) == ("25.18", "40.0")
     assert single["CLAP ↑"]["ours"] == "70.0"  # on the paper's scale
     assert single["parameters"] == {"paper": "1.6B", "ours": "3.3M", "interval": ""}
-    assert cells(full, "6", "12-1")["FD ↓"] == {"paper": "itg", "ours": "40.0", "interval": "40.0 to 40.0"}  # m6
+    assert cells(full, "6", "12-1")["FD ↓"] == {"paper": "itg", "ours": "40.0", "interval": "40.0–40.0"}  # m6
     other = cells(full, "1", "AudioX")
-    assert (other["FAD ↓"]["ours"], other["FAD ↓"]["interval"]) == ("2.50", "2.00 to 3.00")
+    assert (other["FAD ↓"]["ours"], other["FAD ↓"]["interval"]) == ("2.50", "2.00–3.00")
     assert other["FD ↓"]["ours"] == "–"
     assert cells(full, "1", "Siren here, one clip each")["FD ↓"]["ours"] == "31.0"
 
@@ -147,7 +153,7 @@ def test_the_page_is_whole_and_asks_for_nothing(full: Found) -> None:
         assert f"<h3>Figure {number}:" in page
     assert "Best of N" in page
     assert "0.210 s for each clip made" in page
-    assert page.count("<audio") == 4  # two prompts, two arms
+    assert page.count("<audio") == 4 + 5  # two prompts, two arms of the run; three arms, one of them without a clip
     stack: list[str] = []
 
     class Reader(HTMLParser):
@@ -163,6 +169,17 @@ def test_the_page_is_whole_and_asks_for_nothing(full: Found) -> None:
 
     Reader().feed(re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL))
     assert not stack
+
+
+def test_arms_are_heard_side_by_side_with_their_own_fd(full: Found) -> None:
+    arms_of, ways = paper.arrange(full)["arms"]
+    first, second = arms_of["rows"]
+    assert [cell["title"] for cell in first["cells"]] == ["Real", "Siren, stage 1", "Delay pattern"]
+    assert [cell["figures"] for cell in first["cells"]] == ["", "FD 20.0", "FD 40.0"]
+    assert second["cells"][2]["reason"] == "no clip of this prompt in the arm 'delay pattern'."
+    assert (ways["rows"], ways["command"]) == ([], "siren claims --alignment")
+    for record, names in (("claims", {*arms.ARMS}), ("alignment", {*alignment.ARMS})):
+        assert set(paper.ARMS_PLAYED[record][1]) == names | {"real"}
 
 
 def test_every_row_of_ours_names_an_arm_that_there_is() -> None:
