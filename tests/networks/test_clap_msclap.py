@@ -214,7 +214,7 @@ def test_the_published_sizes_hold_what_their_authors_say() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("version", ["2022", "2023"])
 def test_their_own_code_gives_the_same_embeddings_at_the_published_size(version: str, tmp_path: Path) -> None:
-    """Random weights at full size, but for the text tower, which is small; skips where msclap is not installed."""
+    """Random weights at full size, but for the text tower, which is small."""
     pytest.importorskip("torchlibrosa")
     try:
         theirs_clap = module_of("msclap", "models.clap", "msclap")
