@@ -22,6 +22,7 @@ class Features(nn.Module):
 
 
 @pytest.mark.parametrize(("clips", "width"), [(300, 12), (97, 204)])
+@pytest.mark.slow  # importing torchmetrics takes seconds
 def test_fd_is_torchmetrics(clips: int, width: int) -> None:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -32,7 +33,8 @@ def test_fd_is_torchmetrics(clips: int, width: int) -> None:
     assert metrics.frechet_distance(x, y) == pytest.approx(float(theirs.compute()), rel=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore:Metric `InceptionScore` will save")
+@pytest.mark.filterwarnings("ignore:Metric `InceptionScore` will save", "ignore:std")
+@pytest.mark.slow  # importing torchmetrics takes seconds
 def test_is_is_torchmetrics_where_one_split_leaves_no_order() -> None:
     from torchmetrics.image.inception import InceptionScore
 
@@ -42,6 +44,7 @@ def test_is_is_torchmetrics_where_one_split_leaves_no_order() -> None:
     assert metrics.inception_score(logits, splits=1).mean == pytest.approx(float(theirs.compute()[0]), rel=1e-3)
 
 
+@pytest.mark.slow  # importing torchmetrics takes seconds
 def test_kl_is_torchmetrics_but_for_the_epsilon() -> None:
     from torchmetrics.functional import kl_divergence
 
@@ -52,6 +55,7 @@ def test_kl_is_torchmetrics_but_for_the_epsilon() -> None:
     assert metrics.kl_softmax(made, real).mean() != pytest.approx(theirs, abs=1e-2)
 
 
+@pytest.mark.slow  # importing torchmetrics takes seconds
 def test_cosines_are_torchmetrics() -> None:
     from torchmetrics.functional import pairwise_cosine_similarity
 
