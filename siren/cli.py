@@ -300,7 +300,10 @@ def _print_verdict(verdict: "Verdict") -> None:
 def measure(
     generated: Annotated[Path, typer.Argument(help="A system's sounds.")],
     reference: Annotated[Path, typer.Argument(help="The real ones, under the same names.")],
-    manifest: Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet: file, caption, and perhaps labels.")],
+    manifest: Annotated[
+        Path | None,
+        typer.Argument(help="CSV, JSONL or Parquet: file, caption, perhaps labels; by default the one in REFERENCE."),
+    ] = None,
     networks: Annotated[Path, typer.Option(help="Folder of judges, CLAPs and ImageBind.")] = Path("models"),
     out: Annotated[Path, typer.Option(help="The record, as JSON.")] = Path("measured.json"),
     take: Annotated[
@@ -346,6 +349,7 @@ def _print_measured(measured: "Measured", rows: Sequence[tuple[str, ...]]) -> No
     from rich.table import Table
 
     table = Table("figure", "generated", "interval (95 %)", "reference", "clips")
+    table.columns[0].overflow = "fold"  # a figure is nothing without the name of its network
     for row in rows:
         table.add_row(*row)
     console = Console()
@@ -354,6 +358,31 @@ def _print_measured(measured: "Measured", rows: Sequence[tuple[str, ...]]) -> No
         console.print(f"note: {note}", highlight=False)
     spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in measured.seconds.items())
     progress.notice(f"{measured.forwards} batches through networks; {spent}")
+
+
+def _or_measure(stage: Callable[[], None]) -> Callable[..., None]:
+    """`siren evaluate` is the stage; with two folders it is `siren measure`."""
+    signature = inspect.signature(measure)
+    paths = ("generated", "reference")
+    parameters = [p.replace(default=None) if p.name in paths else p for p in signature.parameters.values()]
+
+    def run(**arguments: Any) -> None:
+        given = [p.name for p in parameters if arguments[p.name] != p.default]
+        if not given:
+            stage()
+        elif arguments["generated"] is None or arguments["reference"] is None:
+            raise ValueError(
+                f"siren evaluate with {', '.join(given)} needs two folders, GENERATED and REFERENCE; without arguments "
+                "it is the pipeline's stage"
+            )
+        else:
+            measure(**arguments)
+
+    run.__doc__ = f"{stage.__doc__} Given two folders: `siren measure` of any system's sounds."
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    optional = {name: Annotated[Path | None, *measure.__annotations__[name].__metadata__] for name in paths}
+    run.__annotations__ = measure.__annotations__ | optional
+    return run
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -679,7 +708,8 @@ def import_records(
 def main() -> None:
     """Run the command line. A user's mistake is one line and exit code 1; `SIREN_DEBUG=1` shows the traceback."""
     for name, function in stage_functions().items():
-        app.command(name, rich_help_panel=STAGES)(_verb(function))
+        verb = _verb(function)
+        app.command(name, rich_help_panel=STAGES)(_or_measure(verb) if name == "evaluate" else verb)
     try:
         app()
     except (ValueError, OSError, FloatingPointError) as error:

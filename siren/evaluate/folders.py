@@ -32,6 +32,7 @@ class Sounds:
     lengths: list[int]  # samples at the files' own rate
     sample_rate: int
     unlisted: list[str]  # sound files of the folder that the manifest does not name
+    channels: list[int]
 
     def facts(self) -> dict[str, Any]:
         """What a figure needs beside it to be repeated."""
@@ -40,6 +41,7 @@ class Sounds:
             "unlisted": len(self.unlisted),
             "identical": len(self.hashes) - len(set(self.hashes)),
             "sample_rate": self.sample_rate,
+            "channels": [min(self.channels), max(self.channels)],
             "seconds": round(sum(self.lengths) / self.sample_rate, 3),
             "seconds_range": [round(f(self.lengths) / self.sample_rate, 3) for f in (min, max)],
             "content_sha256": hash_of(self.hashes),
@@ -77,7 +79,7 @@ def read_manifest(path: str | Path, keep: Sequence[str] = ()) -> list[dict[str, 
         raise ValueError(f"{path} lists no clips")
     counts = Counter(str(row["id"]) for row in rows)
     if twice := [name for name, count in counts.items() if count > 1]:
-        raise ValueError(f"{path} has {_named(twice)} more than once; one caption a clip, and no two files of one name")
+        raise ValueError(f"{path} has {named(twice)} more than once; one caption a clip, and no two files of one name")
     return sorted(rows, key=lambda row: row["id"])
 
 
@@ -87,11 +89,33 @@ def _table(path: Path) -> list[dict[str, Any]]:
 
         return list(pq.read_table(path).to_pylist())
     if path.suffix in (".jsonl", ".ndjson"):
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        return [_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if path.suffix == ".csv":
         with path.open(newline="", encoding="utf-8-sig") as file:
             return list(csv.DictReader(file))
     raise ValueError(f"{path.name} is no manifest: the suffix must be .csv, .jsonl or .parquet")
+
+
+def _row(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {number} is no JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}, line {number} is no object with file and caption: {line[:60]}")
+    return row
+
+
+def manifest_in(folder: Path) -> Path:
+    """The one table that lies in a folder of sounds. Raises ValueError where there is none, or more than one."""
+    tables = sorted(p for p in folder.glob("*") if p.suffix in (".csv", ".jsonl", ".ndjson", ".parquet"))
+    if len(tables) != 1:
+        found = f"there are {', '.join(p.name for p in tables)}" if tables else "there is none"
+        raise ValueError(
+            f"which clips belong to which captions? {found} in {folder}; give the manifest as a third path"
+        )
+    return tables[0]
 
 
 def gather(folder: str | Path, ids: Sequence[str], label: str, exact: bool = False) -> Sounds:
@@ -108,26 +132,30 @@ def gather(folder: str | Path, ids: Sequence[str], label: str, exact: bool = Fal
             raise ValueError(f"{label}: {found[path.stem]} and {path} have one name; clips are paired by it")
         found[path.stem] = path
     if missing := [name for name in ids if name not in found]:
-        raise ValueError(f"{label}: {len(missing)} of {len(ids)} clips are missing in {folder}: {_named(missing)}")
+        others = {path.stem: path.name for path in folder.rglob("*") if path.stem in missing and path.is_file()}
+        near = f"; {', '.join(list(others.values())[:5])} there: the suffix is none of {', '.join(SUFFIXES)}"
+        told = f"{label}: {len(missing)} of {len(ids)} clips are missing in {folder}: {named(missing)}"
+        raise ValueError(told + (near if others else ""))
     unlisted = sorted(set(found) - set(ids))
     if exact and unlisted:
         raise ValueError(
-            f"{label}: {folder} has {len(unlisted)} sounds that the manifest does not list: {_named(unlisted)}; "
+            f"{label}: {folder} has {len(unlisted)} sounds that the manifest does not list: {named(unlisted)}; "
             "move them away, or list them"
         )
     paths = [found[name] for name in ids]
     headers = [_header(path, label) for path in paths]
-    rates = Counter(rate for rate, _ in headers)
+    rates = Counter(rate for rate, *_ in headers)
     if len(rates) > 1:
         example = {rate: next(p.name for p, h in zip(paths, headers, strict=True) if h[0] == rate) for rate in rates}
         told = ", ".join(f"{rates[rate]} at {rate} Hz (such as {example[rate]})" for rate in sorted(rates))
         raise ValueError(f"{label}: {folder} mixes sample rates: {told}; a set is measured at one")
     hashes = [file_sha256(path) for path in track(paths, f"{label}: hashing", unit="file")]
-    return Sounds(paths, hashes, [length for _, length in headers], headers[0][0], unlisted)
+    all_rates, lengths, channels = (list(column) for column in zip(*headers, strict=True))
+    return Sounds(paths, hashes, lengths, all_rates[0], unlisted, channels)
 
 
-def _header(path: Path, label: str) -> tuple[int, int]:
-    """Rate and samples that the file promises; `read` holds it to them."""
+def _header(path: Path, label: str) -> tuple[int, int, int]:
+    """Rate, samples and channels that the file promises; `read` holds it to them."""
     import soundfile
 
     try:
@@ -136,7 +164,7 @@ def _header(path: Path, label: str) -> tuple[int, int]:
         raise ValueError(f"{label}: {path.name} is not readable as sound: {error}") from None
     if info.frames == 0:
         raise ValueError(f"{label}: {path.name} holds no samples")
-    return info.samplerate, info.frames
+    return info.samplerate, info.frames, info.channels
 
 
 def read(path: Path) -> np.ndarray:
@@ -144,6 +172,6 @@ def read(path: Path) -> np.ndarray:
     return audio.read(path)[0][0]
 
 
-def _named(names: Sequence[str], most: int = 5) -> str:
+def named(names: Sequence[str], most: int = 5) -> str:
     shown = ", ".join(repr(name) for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

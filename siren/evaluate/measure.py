@@ -18,10 +18,11 @@ import numpy as np
 from siren.evaluate import best_of, bootstrap, distances, judging, metrics
 from siren.evaluate.bootstrap import Interval
 from siren.evaluate.features import PAIRED, Features, Listener, Network, Preparation, find_networks
-from siren.evaluate.folders import Sounds, gather, hash_of, read_manifest
+from siren.evaluate.folders import Sounds, gather, hash_of, manifest_in, named, read_manifest
 from siren.hashing import file_sha256
 
 SET_DRAWS_SHARE = 10  # a distance of sets costs a decomposition: one resample for ten that a mean gets
+LOWER = ("fd", "fad", "fad_infinity", "kad", "kl")  # is better
 FEW_CLIPS = 500  # below: FD and FAD of different N are far from comparable, and the record says so
 
 
@@ -29,7 +30,7 @@ FEW_CLIPS = 500  # below: FD and FAD of different N are far from comparable, and
 class Request:
     generated: Path
     reference: Path
-    manifest: Path
+    manifest: Path | None = None  # None: the one table in the folder of references
     networks: Path = Path("models")
     cache: Path = Path(".siren/features")
     takes: tuple[Path, ...] = ()  # further clips of the same prompts, for best of N
@@ -70,7 +71,8 @@ def measure(request: Request) -> Measured:
     """Every figure that the networks at hand allow. Raises ValueError for whatever is missing or does not fit."""
     started = perf_counter()
     networks = find_networks(request.networks)
-    prompts = read_manifest(request.manifest)
+    manifest = request.manifest or manifest_in(request.reference)
+    prompts = read_manifest(manifest)
     ids = [prompt["id"] for prompt in prompts]
     folders = {"generated": request.generated, **{f"take {i}": p for i, p in enumerate(request.takes, 2)}}
     sounds = {label: gather(folder, ids, label, exact=True) for label, folder in folders.items()}
@@ -99,12 +101,12 @@ def measure(request: Request) -> Measured:
         "protocol": _protocol(request),
         "prompts": len(ids),
         "list_sha256": hash_of(ids),
-        "manifest_sha256": file_sha256(request.manifest),
+        "manifest_sha256": file_sha256(manifest),
         "candidates": request.candidates,
         "sounds": {k: {**s.facts(), "silent": np.array(ids)[silent[k]].tolist()} for k, s in sounds.items()},
         "networks": {f"{n.kind}@{n.name}": n.facts() for n in networks},
         "figures": figures,
-        "notes": [*notes, *_warnings(sounds, silent)],
+        "notes": [*notes, *_warnings(sounds, silent, ids)],
     }
     if request.takes:
         record["best_of"] = _curves(scores, request)
@@ -134,12 +136,15 @@ def _silent(listener: Listener, sounds: Sounds, ids: Sequence[str], label: str) 
     return np.asarray(peaks < 10 ** (metrics.SILENT_DBFS / 20))
 
 
-def _warnings(sounds: dict[str, Sounds], silent: dict[str, np.ndarray]) -> list[str]:
+def _warnings(sounds: dict[str, Sounds], silent: dict[str, np.ndarray], ids: Sequence[str]) -> list[str]:
     notes = []
     for label, found in sounds.items():
         facts = found.facts()
         if quiet := int(silent[label].sum()):
-            notes.append(f"{label}: {quiet} clips are silent; FD and KL can look very good on such a set")
+            quiet_ones = named(np.array(ids)[silent[label]].tolist())
+            notes.append(f"{label}: silent: {quiet_ones} ({quiet} of {len(ids)}); FD and KL can look very good so")
+        if facts["channels"][1] > 1:
+            notes.append(f"{label}: of {facts['channels'][1]} channels the first is heard, as audioldm_eval does it")
         if facts["identical"]:
             notes.append(f"{label}: {facts['identical']} files are byte for byte another's")
         if found.unlisted:
@@ -238,7 +243,7 @@ def _figure(interval: Interval, count: int) -> dict[str, Any]:
 
 
 def rows(record: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
-    """The figures as text: (name, value, interval, of the reference itself, clips)."""
+    """The figures as text: (name with the direction that is better, value, interval, of the reference, clips)."""
     chosen = {
         f"{key}, best of {point['n']} {by}": point
         for by, told in record.get("best_of", {}).items()
@@ -247,7 +252,7 @@ def rows(record: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
     }
     return [
         (
-            name,
+            f"{name} {'↓' if name.split('@')[0] in LOWER else '↑'}",
             f"{figure['value']:.4g}",
             f"{figure['low']:.4g} to {figure['high']:.4g}",
             f"{figure['real']:.4g}" if "real" in figure else "",

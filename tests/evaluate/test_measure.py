@@ -124,7 +124,8 @@ def test_the_figures_are_those_of_the_metrics_on_what_the_networks_hear(project:
     assert clap == f"clap@clap-{store.read_sidecar(project / 'models/clap')['sha256'][:8]}"
     assert 0 < figures[clap]["value"] <= 1
     assert {"fd", "kad", "kl", "is", "fad", "clap", "imagebind", "event_accuracy"} == {k.split("@")[0] for k in figures}
-    assert [row[0] for row in rows(found)] == list(figures)
+    assert [row[0].split()[0] for row in rows(found)] == list(figures)
+    assert {row[0].split("@")[0] for row in rows(found) if row[0].endswith("↓")} == {"fd", "kad", "kl", "fad"}
     assert any("no FAD-infinity" in note for note in found["notes"])
     json.dumps(found)
 
@@ -151,7 +152,7 @@ def test_a_clip_made_anew_under_the_same_name_is_heard_anew(project: Path) -> No
     assert second.record["figures"] != first["figures"]
     assert second.record["sounds"]["generated"]["content_sha256"] != first["sounds"]["generated"]["content_sha256"]
     assert second.record["sounds"]["generated"]["silent"] == ["clip-03"]
-    assert any("1 clips are silent" in note for note in second.record["notes"])
+    assert any("silent: 'clip-03' (1 of 24)" in note for note in second.record["notes"])
 
 
 def test_features_belong_to_a_network_and_a_preparation(project: Path) -> None:
@@ -175,6 +176,10 @@ def test_what_is_not_as_listed_is_named(project: Path) -> None:
     (made / "clip-07.wav").rename(project / "kept.wav")
     with pytest.raises(ValueError, match=r"generated: 1 of 24 clips are missing in .*: 'clip-07'"):
         measure(request(project))
+    shutil.copy(project / "kept.wav", made / "clip-07.wave")
+    with pytest.raises(ValueError, match=r"clip-07\.wave there: the suffix is none of \.flac, \.mp3"):
+        measure(request(project))
+    (made / "clip-07.wave").unlink()
     soundfile.write(made / "clip-07.wav", np.zeros(800), 8000)
     with pytest.raises(ValueError, match=r"mixes sample rates: 1 at 8000 Hz \(such as clip-07.wav\), 23 at 16000 Hz"):
         measure(request(project))
@@ -259,6 +264,49 @@ def test_the_command_prints_the_figures_and_writes_the_record(
     with pytest.raises(SystemExit):
         cli.main()
     assert capsys.readouterr().err.count("siren: generated: 1 of 24 clips are missing in made: 'clip-05'") == 1
+
+
+def test_evaluate_with_two_folders_measures_and_without_any_is_the_stage(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def siren(*line: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["siren", *line])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return int(ended.value.code or 0), capsys.readouterr().err
+
+    monkeypatch.chdir(project)
+    code, error = siren("evaluate", "made", "real")
+    assert (code, "there is none in real; give the manifest as a third path" in error) == (1, True)
+    shutil.move("manifest.csv", "real/captions.csv")
+    assert siren("evaluate", "made", "real", "--out", "a.json", "--resamples", "20")[0] == 0
+    assert siren("measure", "made", "real", "real/captions.csv", "--out", "b.json", "--resamples", "20")[0] == 0
+    assert json.loads(Path("a.json").read_text()) == json.loads(Path("b.json").read_text())
+    shutil.copy("real/captions.csv", "real/others.csv")
+    assert "there are captions.csv, others.csv in real" in siren("evaluate", "made", "real")[1]
+    assert "siren evaluate with generated, out needs two folders" in siren("evaluate", "made", "--out", "c.json")[1]
+    assert "run from the project's root" in siren("evaluate")[1]  # the stage, which wants its params.yaml
+
+
+def test_of_several_channels_the_first_is_heard_and_the_record_says_so(project: Path) -> None:
+    plain = measure(request(project)).record
+    for path in (project / "made").glob("*.wav"):
+        wav = soundfile.read(path)[0]
+        soundfile.write(path, np.stack([wav, -0.3 * wav[::-1]], 1), RATE)
+    stereo = measure(request(project)).record
+    assert stereo["sounds"]["generated"]["channels"] == [2, 2]
+    assert "generated: of 2 channels the first is heard, as audioldm_eval does it" in stereo["notes"]
+    assert not any("channels" in note for note in plain["notes"])
+    for name, figure in plain["figures"].items():
+        assert stereo["figures"][name]["value"] == pytest.approx(figure["value"], rel=1e-6), name
+
+
+def test_a_broken_line_of_a_manifest_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "list.jsonl"
+    for line, message in (("{file: a.wav}", "line 2 is no JSON"), ('["a.wav", "a dog"]', "line 2 is no object")):
+        path.write_text(f'{{"file": "b.wav", "caption": "rain"}}\n{line}\n')
+        with pytest.raises(ValueError, match=message):
+            folders.read_manifest(path)
 
 
 def test_manifests_of_every_format_are_one(tmp_path: Path) -> None:
