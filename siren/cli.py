@@ -641,13 +641,17 @@ def serve(
     folder: Study,
     host: Annotated[str, typer.Option(help="Another than loopback lets others in, without a password.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1)] = 7861,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="A name under which raters reach it, such as a proxy's; may be given again."),
+    ] = None,
 ) -> None:
     """Serve the listening test until it is stopped; answers are on the disk before they are confirmed."""
     import uvicorn
 
     from siren.study.server import app as listening
 
-    server = listening(folder)
+    server = listening(folder, allow_host or ())
     progress.notice(f"http://{host}:{port}")
     uvicorn.run(server, host=host, port=port, log_level="warning")
 

@@ -1,5 +1,6 @@
 """The listening test as a small web server: one page, its clips, and two calls. It never says which system is which."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from pydantic import BaseModel
 
 from siren.study.answers import Book
 from siren.study.design import CLIPS, QUESTIONS, letters, load
+from siren.study.hosts import Hosts
 
 PAGE = Path(__file__).parent / "page" / "study.html"
 POLICY = (
@@ -27,12 +29,16 @@ class Ranked(BaseModel):
     took_seconds: float
 
 
-def app(folder: Path) -> FastAPI:
-    """The server of a study's folder. Raises ValueError where there is none."""
+def app(folder: Path, names: Sequence[str] = ()) -> FastAPI:
+    """The server of a study's folder, which answers to localhost, to addresses and to `names`.
+
+    Raises ValueError where there is no study.
+    """
     study = load(folder)
     book = Book(folder, study)
     known = {name for trial in study.trials for name in trial.clips.values()}
     server = FastAPI(title="siren study", docs_url=None, redoc_url=None, openapi_url=None)
+    server.add_middleware(Hosts, names=names)
 
     @server.get("/")
     def page() -> HTMLResponse:

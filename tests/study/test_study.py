@@ -56,7 +56,7 @@ def test_every_rater_has_an_order_of_his_own_with_places_in_balance(tmp_path):
 
 def test_the_page_is_never_told_who_is_who(tmp_path):
     study = builders.study(tmp_path)
-    client = TestClient(app(tmp_path / "study"))
+    client = TestClient(app(tmp_path / "study"), base_url="http://localhost")
     told = client.get("/next", params={"rater": "anna"}).text + client.get("/").text
     assert not any(system in told for system in study.systems)
     assert "http://" not in client.get("/").text
@@ -72,7 +72,7 @@ def test_the_page_is_never_told_who_is_who(tmp_path):
 
 def test_what_is_no_answer_is_refused_with_its_reason(tmp_path):
     study = builders.study(tmp_path)
-    client = TestClient(app(tmp_path / "study"))
+    client = TestClient(app(tmp_path / "study"), base_url="http://localhost")
     trial, order = study.order("anna")[0]
     good = {"rater": "anna", "trial": trial.id, "ranks": ranks(order, study.systems), "heard_seconds": HEARD}
     good["took_seconds"] = 3.0
@@ -92,6 +92,47 @@ def test_what_is_no_answer_is_refused_with_its_reason(tmp_path):
     assert client.post("/answer", json=good).json()["done"] == 1
     assert client.post("/answer", json=good).json()["done"] == 1  # a reply that got lost: kept once
     assert len(answers.Book(tmp_path / "study", study).all()) == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:7861", 200),
+        ("LOCALHOST", 200),
+        ("127.0.0.1:7861", 200),
+        ("[::1]:7861", 200),
+        ("192.168.1.5:7861", 200),  # a phone in the same network
+        ("study.example.org", 200),  # allowed below
+        ("evil.example", 421),
+        ("localhost.evil.example:7861", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("study.example.org.evil.example", 421),
+        ("localhost:7861@evil.example", 421),
+        ("", 421),
+        ("[::1", 421),
+    ],
+)
+def test_a_name_that_was_pointed_at_this_machine_is_refused(tmp_path, host, status):
+    builders.study(tmp_path, {"general": 1})
+    client = TestClient(app(tmp_path / "study", ["Study.example.org"]))
+    for path in ("/", "/next?rater=anna"):
+        assert client.get(path, headers={"Host": host}).status_code == status
+    reply = client.post("/answer", json={}, headers={"Host": host})
+    assert reply.status_code == (422 if status == 200 else status)
+    if status == 421:
+        assert "--allow-host NAME" in reply.text
+
+
+def test_a_page_of_another_origin_is_refused(tmp_path):
+    builders.study(tmp_path, {"general": 1})
+    client = TestClient(app(tmp_path / "study"), base_url="http://localhost:7861")
+    for origin, status in (
+        ("http://localhost:7861", 200),
+        ("http://localhost:9999", 403),
+        ("http://evil.example", 403),
+        ("null", 403),
+    ):
+        assert client.get("/next?rater=anna", headers={"Origin": origin}).status_code == status
 
 
 def test_a_line_that_a_kill_cut_costs_that_line_only(tmp_path):
