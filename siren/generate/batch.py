@@ -87,6 +87,7 @@ def make(bundle: Bundle, wanted: Iterable[Clip], job: Job, batch_size: int) -> I
         for row, clip in enumerate(some):
             best = int(scores[:, row].argmax())
             found = {"chosen": best, "scores": scores[:, row].round(6).tolist()} if job.candidates > 1 else {}
+            found |= bundle.cut(clip.prompt)
             write(clip, job, takes[best][row], bundle.sample_rate, found)
             yield clip
 
@@ -109,4 +110,5 @@ def make_streaming(bundle: Bundle, clip: Clip, job: Job) -> Iterator[float]:
             file.write(chunk[0])
             file.flush()
             yield file.frames / bundle.sample_rate
-    clip.path.with_suffix(".json").write_text(json.dumps(sidecar(clip, job), indent=1) + "\n")
+    told = sidecar(clip, job) | bundle.cut(clip.prompt)
+    clip.path.with_suffix(".json").write_text(json.dumps(told, indent=1) + "\n")

@@ -36,6 +36,7 @@ from siren.networks import codec as codecs
 from siren.networks import store
 from siren.networks.clap import Clap
 from siren.networks.codec import Codec
+from siren.progress import notice
 
 KIND = "transformer"
 INDEX = "bundle.json"
@@ -141,6 +142,7 @@ class Bundle:
         self.model, self.codec, self.clap = model, codec, clap
         self.sampling, self.seconds, self.device, self.sha256 = sampling, seconds, device, sha256
         self.sample_rate = codec.sample_rate
+        self._told: set[str] = set()  # prompts of which it was said that they are cut
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu") -> "Bundle":
@@ -183,17 +185,29 @@ class Bundle:
         length = min(self.num_frames(seconds), self.window.length)
         return self.sampler.memory(rows, length, self.model[0].config.max_text)
 
+    def cut(self, prompt: str) -> dict[str, int]:
+        """Of a prompt with more tokens than the text encoder reads, how many it has and how many are read."""
+        [tokens], most = self.clap.num_tokens([prompt]), self.clap.arch.max_tokens
+        return {"prompt_tokens": tokens, "prompt_tokens_read": most} if tokens > most else {}
+
     def read(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Text states and mask. Raises ValueError for an empty or too long prompt, and for none."""
+        """Text states and mask. Raises ValueError for an empty or too long prompt, and for none.
+
+        What the text encoder does not read of a long prompt is said once.
+        """
         if not prompts:
             raise ValueError("no prompts; say what should be heard")
         for prompt in prompts:
             if not prompt.strip():
                 raise ValueError("an empty prompt; say what should be heard")
+        most, seen = self.model[0].config.max_text, self.clap.arch.max_tokens
+        for prompt, length in zip(prompts, self.clap.num_tokens(list(prompts)), strict=True):
+            if min(length, seen) > most:
+                raise ValueError(f"the prompt {prompt!r} has {length} tokens; this model reads at most {most}")
+            if length > seen and prompt not in self._told:
+                self._told.add(prompt)
+                notice(f"the prompt {prompt[:50]!r}... has {length} tokens; only the first {seen} of them are read")
         states, mask = (t.to(self.device) for t in self.clap.text_states(list(prompts)))
-        length, longest = max(zip(mask.sum(1).tolist(), prompts, strict=True))
-        if length > (most := self.model[0].config.max_text):
-            raise ValueError(f"the prompt {longest!r} has {length} tokens; this model reads at most {most}")
         return states, mask
 
     @torch.no_grad()

@@ -270,7 +270,7 @@ class Engine:
                 f"the prompt has {len(prompt)} characters, {self.limits.prompt_characters} are allowed; shorten it"
             )
         clap, most = self.bundle.clap, min(self.bundle.model[0].config.max_text, self.bundle.clap.arch.max_tokens)
-        tokens = int(clap.tokenizer([prompt], 10**6)[1].sum())
+        [tokens] = clap.num_tokens([prompt])
         if tokens > most:
             raise ValueError(f"the prompt has {tokens} tokens, this model reads at most {most}; shorten it")
         asked = self.bundle.seconds if seconds is None else seconds

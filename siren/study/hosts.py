@@ -1,8 +1,8 @@
 """Which Host a local server answers to: what keeps other pages of a rater's browser out (DNS rebinding).
 
-A page of an attacker can point a name of its own at this machine's address, and then asks the server with that name as
-its Host. So a name is refused unless it is localhost or was allowed; addresses cannot be pointed elsewhere, which leaves
-a phone in the same network its http://192.168.1.5:7861. What a page of another origin sends is refused as well.
+A page of an attacker can point a name of its own at this machine's address, and then asks the server with that name
+as its Host. So a name is refused unless it is localhost or was allowed; addresses cannot be pointed elsewhere, which
+leaves a phone in the same network its http://192.168.1.5:7861. What a page of another origin sends is refused as well.
 """
 
 import ipaddress
@@ -15,7 +15,6 @@ from starlette.responses import PlainTextResponse
 
 Scope = MutableMapping[str, Any]
 App = Callable[[Scope, Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
-LOCAL = ("localhost",)
 HOST = re.compile(r"(?P<name>\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d+)?", re.ASCII)
 
 
@@ -23,7 +22,8 @@ class Hosts:
     """Middleware: 421 for a Host that was not allowed, 403 for a request of another origin."""
 
     def __init__(self, app: App, names: Sequence[str] = ()) -> None:
-        self.app, self.names = app, {name.lower().rstrip(".") for name in (*LOCAL, *names)}
+        self.app, self.allowed = app, {name.lower().rstrip(".") for name in names}
+        self.names = {*self.allowed, "localhost"}
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         if scope["type"] in ("http", "websocket") and (refusal := self._refusal(scope)):
@@ -39,9 +39,8 @@ class Hosts:
         if len(hosts) != 1 or not self._known(hosts[0]):
             shown = ", ".join(hosts) or "none"
             return 421, f"this server does not answer to the host {shown[:100]!r}; --allow-host NAME lets one in"
-        if (
-            origins and urlsplit(origins[0]).netloc.lower() != hosts[0].lower()
-        ):  # "null", of a file or a frame, has none
+        own = {hosts[0].lower(), *self.allowed}  # a proxy may pass on another Host than the browser saw
+        if origins and urlsplit(origins[0]).netloc.lower() not in own:  # "null", of a file or a frame, has none
             return 403, f"a page of the origin {origins[0][:100]!r} may not ask this server"
         return None
 

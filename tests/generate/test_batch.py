@@ -20,6 +20,9 @@ class Sounding(Bundle):
     def __init__(self, asked: list):
         self.asked, self.sample_rate = asked, 16000
 
+    def cut(self, prompt):
+        return {"prompt_tokens": 99, "prompt_tokens_read": 77} if prompt.startswith("long") else {}
+
     def sample(self, prompts, seeds, *_):
         self.asked.append(list(seeds))
         return [np.full(1600, (seed % 7) / 10, np.float32) for seed in seeds]
@@ -61,6 +64,15 @@ def test_a_clip_made_otherwise_is_not_finished(tmp_path, change):
     assert not batch.finished(clip, dataclasses.replace(JOB, **change))
     clip.path.with_suffix(".json").write_text("{")
     assert not batch.finished(clip, JOB)
+
+
+def test_the_sidecar_says_what_was_not_read_of_a_prompt(tmp_path):
+    wanted = batch.clips(["long story", "a dog"], 5, 1, tmp_path, ".wav")
+    for _ in range(2):
+        assert len(list(batch.make(Sounding([]), [c for c in wanted if not batch.finished(c, JOB)], JOB, 1))) in (2, 0)
+    long, short = (json.loads(clip.path.with_suffix(".json").read_text()) for clip in wanted)
+    assert (long["prompt_tokens"], long["prompt_tokens_read"]) == (99, 77)
+    assert not {"prompt_tokens", "prompt_tokens_read"} & set(short)
 
 
 def test_the_sidecar_says_all_that_was_asked_for(tmp_path):

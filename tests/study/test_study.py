@@ -125,9 +125,10 @@ def test_a_name_that_was_pointed_at_this_machine_is_refused(tmp_path, host, stat
 
 def test_a_page_of_another_origin_is_refused(tmp_path):
     builders.study(tmp_path, {"general": 1})
-    client = TestClient(app(tmp_path / "study"), base_url="http://localhost:7861")
+    client = TestClient(app(tmp_path / "study", ["study.example.org"]), base_url="http://localhost:7861")
     for origin, status in (
         ("http://localhost:7861", 200),
+        ("https://study.example.org", 200),  # a proxy that passes on its own Host
         ("http://localhost:9999", 403),
         ("http://evil.example", 403),
         ("null", 403),

@@ -135,10 +135,8 @@ class MsClap(Clap):
         assert isinstance(arch, MsArchitecture)
         return MARKS[arch.text]
 
-    def _tokens(self, captions: list[str]) -> tuple[Int[torch.Tensor, "B L"], Bool[torch.Tensor, "B L"]]:
-        if self.arch.text == "gpt2":
-            captions = [f"{caption} {MARKS['gpt2'][2]}" for caption in captions]
-        return super()._tokens(captions)
+    def _marked(self, captions: list[str]) -> list[str]:
+        return [f"{caption} {MARKS['gpt2'][2]}" for caption in captions] if self.arch.text == "gpt2" else captions
 
     def _text(
         self, ids: Int[torch.Tensor, "B L"], mask: Bool[torch.Tensor, "B L"]

@@ -9,6 +9,7 @@ Shapes: B batch · S samples · L text length · P text width · E embedding wid
 """
 
 import hashlib
+import sys
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -75,8 +76,17 @@ class Clap(nn.Module, ABC):
         tokens = hashlib.sha256(self.tokenizer.data.encode()).hexdigest()
         return hashlib.sha256(f"{store.fingerprint(text)} {tokens}".encode()).hexdigest()
 
+    def num_tokens(self, captions: list[str]) -> list[int]:
+        """How many tokens each caption has, its marks included; of more than `arch.max_tokens` the rest is not read."""
+        lengths: list[int] = self.tokenizer(self._marked(captions), sys.maxsize)[1].sum(1).tolist()
+        return lengths
+
+    def _marked(self, captions: list[str]) -> list[str]:
+        """Captions with what the text tower wants added to each."""
+        return captions
+
     def _tokens(self, captions: list[str]) -> tuple[Int[torch.Tensor, "B L"], Bool[torch.Tensor, "B L"]]:
-        ids, mask = self.tokenizer(captions, self.arch.max_tokens)
+        ids, mask = self.tokenizer(self._marked(captions), self.arch.max_tokens)
         device = self.logit_scale.device
         return ids.to(device), mask.to(device)
 
