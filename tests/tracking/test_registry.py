@@ -113,7 +113,7 @@ def test_prompts_become_waveforms_and_the_same_seed_the_same_one(here: Path) -> 
     assert alone.shape == (800,)
     with pytest.raises(ValueError, match="row 1 is empty"):
         model.predict(pandas.DataFrame({"prompt": ["rain", " "]}))
-    with pytest.raises(ValueError, match=r"the prompt 'rain on .* has 82 tokens; this model reads at most 32"):
+    with pytest.raises(ValueError, match=r"the prompt 'rain on .* has 162 tokens; this model reads at most 32"):
         model.predict(pandas.DataFrame({"prompt": ["rain", "rain on " * 40]}))
 
 
