@@ -15,8 +15,8 @@ import pytest
 import soundfile
 
 from siren.serve.engine import Engine
+from tests.browser import Browser
 from tests.serve.conftest import LIMITS
-from tests.study.browser import Browser
 
 ui = pytest.importorskip("siren.serve.ui")
 

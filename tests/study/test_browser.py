@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from siren.study import answers, design, results
+from tests.browser import Browser
 from tests.study import builders
-from tests.study.browser import Browser
 
 pytestmark = pytest.mark.slow
 TAB, ARROW, ENTER = 9, 39, 13
