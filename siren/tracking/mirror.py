@@ -62,7 +62,7 @@ class Mirror:
             self._send_inputs(state["mlflow_run"], record)
             records.save_state(folder, state)
         self._send_metrics(folder, record, state)
-        self._send_files(folder, state)
+        self._send_files(folder, record, state)
         if record["status"] != state["status"]:
             self._send_page(folder, record, state)
             self._send_log(folder, record, state)
@@ -213,8 +213,8 @@ class Mirror:
         ]
         self._put(run, "metrics", points)
 
-    def _send_files(self, folder: Path, state: dict[str, Any]) -> None:
-        root = folder / "artifacts"
+    def _send_files(self, folder: Path, record: dict[str, Any], state: dict[str, Any]) -> None:
+        root, parent = folder / "artifacts", self.pipeline(record)
         for file in records.artifact_files(folder):
             if file in state["files"]:
                 continue
@@ -225,16 +225,18 @@ class Mirror:
                 listen.draw(root / file, picture)
                 self.client.log_artifact(state["mlflow_run"], str(picture), place)
                 self._send_image(state["mlflow_run"], file, picture)
+                if parent:
+                    self._send_image(parent, file, picture, f"{record['name']}/")
             state["files"].append(file)
             records.save_state(folder, state)
 
-    def _send_image(self, run: str, file: str, picture: Path) -> None:
+    def _send_image(self, run: str, file: str, picture: Path, prefix: str = "") -> None:
         """The spectrogram once more as an image of a step: MLflow puts those of several runs side by side."""
         from PIL import Image
 
         name, _, step = Path(file).with_suffix("").as_posix().removeprefix("audio/").rpartition("-")
         stepped = len(step) == 6 and step.isdecimal()
-        key = name if stepped else f"{name}-{step}".lstrip("-")
+        key = prefix + (name if stepped else f"{name}-{step}".lstrip("-"))
         with Image.open(picture) as image:
             self.client.log_image(run, image, key=re.sub(r"[^\w\-. /]", "-", key), step=int(step) if stepped else 0)
 
@@ -245,13 +247,17 @@ class Mirror:
             self.client.log_text(state["mlflow_run"], (folder / LOG).read_text(errors="replace"), name)
 
     def _send_page(self, folder: Path, record: dict[str, Any], state: dict[str, Any]) -> None:
-        """All sounds of a run that has ended on one page."""
-        wavs = [file for file in state["files"] if file.startswith("audio/") and file.endswith(".wav")]
-        if not wavs:
+        """The sounds of a run that has ended on one page, and on its pipeline's page with those of the other stages.
+
+        Both lie at the same path in every run, so that MLflow opens those of two runs side by side.
+        """
+        if not (own := records.sounds(folder)):
             return
-        root = folder / "artifacts"
-        sounds = [(f[len("audio/") : -len(".wav")], root / f, records.picture(folder, f)) for f in wavs]
-        self.client.log_text(state["mlflow_run"], listen.page(record["name"], sounds), "listen.html")
+        self.client.log_text(state["mlflow_run"], listen.page(record["name"], own), "listen.html")
+        if parent := self.pipeline(record):
+            stages = records.latest(self.root, record["pipeline"]["id"])
+            every = [(f"{r['name']}/{name}", wav, drawn) for f, r in stages for name, wav, drawn in records.sounds(f)]
+            self.client.log_text(parent, listen.page("All stages", every), "listen.html")
 
 
 def _key(name: str) -> str:

@@ -130,6 +130,22 @@ def picture(folder: Path, wav: str) -> Path:
     return folder / "spectrograms" / Path(wav).with_suffix(".png")
 
 
+def sounds(folder: Path) -> list[tuple[str, Path, Path]]:
+    """Name, WAV file and spectrogram of each sound of a record whose spectrogram has been drawn."""
+    wavs = (file for file in artifact_files(folder) if file.startswith("audio/") and file.endswith(".wav"))
+    found = (
+        (wav.removeprefix("audio/")[: -len(".wav")], folder / "artifacts" / wav, picture(folder, wav)) for wav in wavs
+    )
+    return [entry for entry in found if entry[2].is_file()]
+
+
+def latest(root: Path, pipeline: str) -> list[tuple[Path, dict[str, Any]]]:
+    """The last record of each stage of a pipeline execution, in the order in which they began."""
+    read = ((folder, json.loads((folder / "run.json").read_text())) for folder in folders(root))
+    last = {record["name"]: (folder, record) for folder, record in read if record["pipeline"]["id"] == pipeline}
+    return sorted(last.values(), key=lambda found: found[1]["started"])
+
+
 def pipeline_note(root: Path, identity: str) -> dict[str, Any] | None:
     """What is known of a pipeline execution: its MLflow run, its process, the status last sent."""
     path = _pipeline_path(root, identity)

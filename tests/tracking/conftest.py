@@ -9,12 +9,13 @@ from siren.tracking import store
 
 
 @pytest.fixture(scope="session")
-def database(request: pytest.FixtureRequest) -> Path:
-    """An empty MLflow database. Making one takes seconds, so it is kept in pytest's cache."""
+def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database. Making one takes seconds, so it is kept in pytest's cache, where there is one."""
     from importlib.metadata import version
 
-    assert request.config.cache is not None
-    path = request.config.cache.mkdir(f"mlflow-{version('mlflow')}") / store.DATABASE
+    cache = getattr(request.config, "cache", None)
+    folder = cache.mkdir(f"mlflow-{version('mlflow')}") if cache else tmp_path_factory.mktemp("mlflow")
+    path = folder / store.DATABASE
     if not path.is_file():
         partial = path.with_suffix(".partial")
         partial.unlink(missing_ok=True)

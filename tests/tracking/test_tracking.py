@@ -1,5 +1,6 @@
 """Runs are recorded locally first; one exporter mirrors them to MLflow, all and once, whatever dies meanwhile."""
 
+import base64
 import json
 import os
 import shutil
@@ -380,6 +381,37 @@ def test_stages_of_one_execution_are_children_of_one_run(root: Path, monkeypatch
     assert parent.data.metrics == {"codec/mel_distance": 0.5}
     assert parent.data.params["align.steps"] == str(CONFIG.align.steps)
     assert {r.data.tags["mlflow.parentRunId"] for n, r in runs.items() if n != "pipeline"} == {parent.info.run_id}
+
+
+def test_an_execution_shows_the_sounds_of_its_stages_where_mlflow_compares_runs(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images under keys and steps, for the image grid; a page at the same path in every run, for the comparison."""
+    monkeypatch.setenv("SIREN_PIPELINE", "prefect-1")
+    wav = np.sin(np.arange(800) / 10, dtype=np.float32)
+    with tracking.stage("align", CONFIG) as run:
+        run.audio("dog", wav, 16000, step=7)
+    for amplitude in (0.0, 1.0):  # tried again: the page has the last try
+        with tracking.stage("sample", CONFIG) as run:
+            run.audio("aligned/dog", amplitude * wav, 16000)
+    export.flush(root)
+    runs = mlflow_runs(root)
+    client = store.connect(store.address(root))
+
+    def images(name: str) -> set[str]:
+        found = (f.path for f in client.list_artifacts(runs[name].info.run_id, "images"))
+        return {path.removeprefix("images/").split("+timestamp")[0] for path in found}
+
+    def page(name: str) -> str:
+        return Path(client.download_artifacts(runs[name].info.run_id, "listen.html", str(root))).read_text()
+
+    assert images("align") == {"dog+step+7"}
+    assert images("pipeline") == {"align~dog+step+7", "sample~aligned~dog+step+0"}
+    assert runs["pipeline"].data.tags["mlflow.loggedImages"] == "True"
+    assert (page("align").count("<audio"), page("pipeline").count("<audio")) == (1, 2)
+    assert "sample/aligned" in page("pipeline")
+    last = base64.b64encode((run.folder / "artifacts" / "audio" / "aligned" / "dog.wav").read_bytes()).decode()
+    assert last in page("pipeline")
 
 
 def test_under_dvc_the_execution_is_the_dvc_process_and_the_hashes_are_those_of_the_lock(root: Path) -> None:
