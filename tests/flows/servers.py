@@ -16,6 +16,7 @@ import pytest
 
 PREFECT = [sys.executable, "-m", "prefect"]
 PATIENCE = 240.0
+FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")  # types of states that a run ends in
 Start = Callable[..., subprocess.Popen[bytes]]
 
 
