@@ -1,6 +1,7 @@
 """What a run sounded like, for people who look through MLflow: a spectrogram of each sound, a page with all players.
 
 The page holds its sounds and pictures itself, because MLflow shows an artifact in a frame that can load nothing else.
+Where MLflow compares runs, that frame is 150 pixels high: there the page shows one sound at a time, and snaps to it.
 """
 
 import base64
@@ -17,7 +18,15 @@ STYLE = """\
 body { font: 15px/1.4 system-ui, sans-serif; margin: 1.5rem; color: #222; background: #fff; }
 h2 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
 .sounds { display: flex; flex-wrap: wrap; gap: 1rem; }
-figure { margin: 0; width: 22rem; } img, audio { width: 100%; display: block; } figcaption { font-size: .85rem; }"""
+figure { margin: 0; width: min(22rem, 100%); }
+img, audio { width: 100%; display: block; } figcaption { font-size: .85rem; }
+@media (max-height: 240px) {
+  html { scroll-snap-type: y mandatory; } body { margin: 0 .3rem; font-size: 11px; } h1, h2 { display: none; }
+  .sounds { display: block; } figure { height: 100vh; width: 100%; scroll-snap-align: start; overflow: hidden; }
+  figure { display: flex; flex-direction: column; } img { flex: 1; min-height: 0; object-fit: fill; }
+  audio { height: 32px; flex: none; } figcaption { order: -1; white-space: nowrap; font-size: 0; }
+  figcaption::after { content: attr(data-name); font-size: 11px; }
+}"""
 
 
 def page(title: str, sounds: Iterable[tuple[str, Path, Path]]) -> str:
@@ -27,7 +36,9 @@ def page(title: str, sounds: Iterable[tuple[str, Path, Path]]) -> str:
     for name, wav, picture in sounds:
         total += wav.stat().st_size
         group, _, own = name.rpartition("/")
-        shown = _figure(own, wav, picture) if total <= LIMIT_BYTES else f"<p>{html.escape(own)}: see audio/{name}</p>"
+        shown = (
+            _figure(name, own, wav, picture) if total <= LIMIT_BYTES else f"<p>{html.escape(own)}: see audio/{name}</p>"
+        )
         groups.setdefault(group, []).append(shown)
     body = "\n".join(
         f"<h2>{html.escape(group)}</h2>\n<div class=sounds>{''.join(shown)}</div>" for group, shown in groups.items()
@@ -36,13 +47,14 @@ def page(title: str, sounds: Iterable[tuple[str, Path, Path]]) -> str:
     return f"{head}\n<h1>{html.escape(title)}</h1>\n{body}\n"
 
 
-def _figure(name: str, wav: Path, picture: Path) -> str:
+def _figure(name: str, own: str, wav: Path, picture: Path) -> str:
     def data(path: Path, kind: str) -> str:
         return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
     image = f'<img alt="spectrogram" src="{data(picture, "image/png")}">'
     player = f'<audio controls preload="metadata" src="{data(wav, "audio/wav")}"></audio>'
-    return f"<figure>{image}{player}<figcaption>{html.escape(name)}</figcaption></figure>"
+    caption = f'<figcaption data-name="{html.escape(name)}">{html.escape(own)}</figcaption>'
+    return f"<figure>{image}{player}{caption}</figure>"
 
 
 def draw(wav: Path, picture: Path) -> None:

@@ -140,10 +140,10 @@ def sounds(folder: Path) -> list[tuple[str, Path, Path]]:
 
 
 def latest(root: Path, pipeline: str) -> list[tuple[Path, dict[str, Any]]]:
-    """The last record of each stage of a pipeline execution, in the order in which they began."""
+    """The last record of each stage of a pipeline execution, the newest first."""
     read = ((folder, json.loads((folder / "run.json").read_text())) for folder in folders(root))
     last = {record["name"]: (folder, record) for folder, record in read if record["pipeline"]["id"] == pipeline}
-    return sorted(last.values(), key=lambda found: found[1]["started"])
+    return sorted(last.values(), key=lambda found: found[1]["started"], reverse=True)
 
 
 def pipeline_note(root: Path, identity: str) -> dict[str, Any] | None:
