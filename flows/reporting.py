@@ -41,7 +41,8 @@ def links(root: Path, run: UUID | str) -> list[str]:
     """Markdown links to the run in MLflow and to the report, as far as they exist."""
     found = []
     if (root / REPORT).is_file():
-        found.append(f"[report with players]({(root / REPORT).resolve().as_uri()})")
+        path = (root / REPORT).resolve()  # written out, too: browsers follow no link from a server's page to a file
+        found.append(f"[report with players]({path.as_uri()}): `{path}`")
     note = records.pipeline_note(root, f"prefect-{run}")
     if note is None:
         found.append(f"MLflow: tag `pipeline` is `prefect-{run}`, once a stage had work and its record was sent")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
 from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 
@@ -24,8 +25,15 @@ PHASES = {flow.name: flow for flow in (collect, filter, encode, train, align, ev
 
 
 def _run_name() -> str:
-    scale = (flow_run.parameters or {}).get("scale") or "params.yaml"
-    return f"{scale} {revision(Path.cwd())}"
+    root = Path.cwd()
+    scale = (flow_run.parameters or {}).get("scale") or _scale(root / "params.yaml")
+    return f"{scale} {revision(root)}"
+
+
+def _scale(params: Path) -> str:
+    """The scale that a params.yaml was composed for; the file's name where it says none."""
+    found = yaml.safe_load(params.read_text()) if params.is_file() else None
+    return str((found or {}).get("scale", params.name))
 
 
 @flow(

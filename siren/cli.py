@@ -214,7 +214,7 @@ def promote(
     verdict = promotion.judge(model, licences=licence)
     _print_verdict(verdict)
     if verdict.champion and verdict.champion.number == verdict.challenger.number:
-        print(f"{verdict.challenger.uri} is the champion already")
+        print(f"{verdict.challenger.uri} is the champion already; the next run of the pipeline registers a challenger")
     elif dry_run and verdict.passed:
         print(f"{verdict.challenger.uri} would become the champion")
     else:
@@ -256,13 +256,15 @@ def lineage(
     if not what.startswith("models:"):
         found = origin.models_of(what, model)
         print(f"{what} is {found.digest} here")
-        _print_table(["version", "aliases", "registered", f"its {what}", "the same"], found.rows)
+        _print_columns(["version", "aliases", "registered", f"its {what}", "the same"], found.rows)
         return
     told = origin.of_model(what, state)
     for key, value in told.facts.items():
         print(f"{key:10} {value}")
-    _print_table(["output", "DVC's hash", "made by the run", "run id"], told.data)
-    print("\n".join(told.restore))
+    print()
+    _print_columns(["output", "DVC's hash", "made by the run", "run id"], told.data)
+    print("\nTo bring that state back, in the project's root:")
+    print("\n".join(f"    {command}" for command in told.restore))
 
 
 @app.command(rich_help_panel=PEOPLE)
@@ -291,7 +293,7 @@ def _print_verdict(verdict: "Verdict") -> None:
     champion = f"champion {verdict.champion.uri}" if verdict.champion else "no champion yet"
     table = Table("check", f"challenger {verdict.challenger.uri}", champion, "passed", "why")
     for check in verdict.checks:
-        passed = {True: "yes", False: "NO", None: ""}[check.passed]
+        passed = {True: "yes", False: "NO", None: "not asked"}[check.passed]
         table.add_row(check.name, check.challenger, check.champion, passed, check.reason)
     Console().print(table)
 
@@ -586,6 +588,13 @@ def _print_table(columns: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     Console().print(table)
+
+
+def _print_columns(columns: list[str], rows: list[list[str]]) -> None:
+    """A table whose cells stay whole however narrow the terminal is: for hashes and ids, to be copied or searched."""
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    for row in [columns, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 Study = Annotated[Path, typer.Argument(help="Folder of the study.", metavar="STUDY")]
