@@ -1,7 +1,7 @@
 """What the flow costs over plain `dvc repro`: the whole pipeline once each way, in fresh clones of HEAD.
 
-    python bench/orchestration.py --scale demo --keep /tmp/overhead     # half an hour
-    python bench/orchestration.py --scale tiny                          # some minutes
+    PYTHONPATH=. python bench/orchestration.py --scale demo --keep /tmp/overhead     # half an hour
+    PYTHONPATH=. python bench/orchestration.py --scale tiny                          # some minutes
 
 One way is `dvc repro`; the other is `prefect deployment run siren/full` with a server and a worker on loopback, as
 docs/orchestration.md has it. `seconds` counts from the command to the state Completed (the flow: from when it is asked
