@@ -17,7 +17,6 @@ from typing import Any
 import yaml
 
 from siren.tracking import lineage, locks, origin, records, store
-from siren.tracking.run import RUNNING
 
 CACHE = Path(".dvc/cache/files/md5")
 CACHED, CHECKPOINTS, RECORDS = "cached data", "checkpoints", "records in MLflow"
@@ -99,7 +98,7 @@ def _checkpoints(root: Path) -> Found:
 
 def _records(root: Path) -> Found:
     """Local copies of runs that MLflow has whole."""
-    ended = (f for f in records.folders(root) if records.read_record(f)["status"] != RUNNING)
+    ended = (f for f in records.folders(root) if records.read_record(f)["status"] != records.RUNNING)
     return [(RECORDS, folder) for folder in ended if records.read_state(folder)["done"]]
 
 

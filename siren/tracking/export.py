@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from siren.tracking import lineage, locks, mirror, records
-from siren.tracking.run import RUNNING
 
 IDLE_SECONDS = 30.0  # without unfinished runs
 PATIENCE_SECONDS = 600.0  # with a store that does not answer, after the last stage has ended
@@ -122,19 +121,19 @@ class Exporter:
             if state["done"]:
                 self.done[folder.name] = record
             unfinished += not state["done"]
-            living |= record["status"] == RUNNING
+            living |= record["status"] == records.RUNNING
         for note in records.pipeline_notes(self.root):
-            if note["status"] == RUNNING or note["id"] in moving:
+            if note["status"] == records.RUNNING or note["id"] in moving:
                 stages = [r for r in found if r["pipeline"]["id"] == note["id"]]
                 self._attempt(note["store"], note["id"], self._settle, note, stages)
-                unfinished += note["status"] == RUNNING
+                unfinished += note["status"] == records.RUNNING
                 living |= lineage.alive(note["process"])
         return unfinished, living
 
     def _advance(self, folder: Path, record: dict[str, Any], state: dict[str, Any]) -> None:
         target = self._mirror(record["store"], record["experiment"])
         target.export(folder, record, state)
-        if record["status"] != RUNNING and lineage.taken_over(self.root, record):
+        if record["status"] != records.RUNNING and lineage.taken_over(self.root, record):
             target.finish(folder, record, state)
 
     def _settle(self, note: dict[str, Any], stages: list[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from siren.tracking import lineage, listen, records, store
-from siren.tracking.run import FAILED, FINISHED, LOG, RUNNING
+from siren.tracking.records import FAILED, FINISHED, LOG, RUNNING
 
 LIMITS = {"metrics": 500, "params": 100, "tags": 100}  # entries of one request
 PERMANENT = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS")  # sending it again will not help

@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from siren.atomic import write_text
 from siren.tracking import lineage, store
-from siren.tracking.run import FAILED, LOG, RUNNING, write_json
 
+RUNNING, FINISHED, FAILED = "RUNNING", "FINISHED", "FAILED"
+LOG = "stage.log"  # in a run's folder: all that the stage printed
 UNSENT = {"mlflow_run": None, "offset": 0, "status": RUNNING, "done": False}
 BATCH = 500  # lines of metrics.jsonl sent at once
 
@@ -180,3 +182,8 @@ def batches(path: Path, offset: int) -> "Iterator[tuple[list[bytes], int]]":
                 lines = []
         if lines:
             yield lines, offset
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replace a JSON file in one step."""
+    write_text(path, json.dumps(content, indent=1, default=str))

@@ -18,16 +18,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from siren.atomic import replacing, write_text
+from siren.atomic import replacing
 from siren.config import Config, flatten, to_dict
 from siren.tracking import lineage, store, watch
+from siren.tracking.records import FAILED, FINISHED, LOG, RUNNING, write_json
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
-RUNNING, FINISHED, FAILED = "RUNNING", "FINISHED", "FAILED"
-LOG = "stage.log"  # in a run's folder: all that the stage printed
 # What a process may import only if it uses it; a run notes which of these it did.
 HEAVY = (
     "dac",
@@ -202,11 +201,6 @@ def _begin(name: str, config: Config, sections: Sequence[str], root: Path) -> Ru
 
     export.start(root)
     return run
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Replace a JSON file in one step."""
-    write_text(path, json.dumps(content, indent=1, default=str))
 
 
 def _inside(key: str, section: str) -> bool:
