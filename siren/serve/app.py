@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 from siren.config import Sampling
+from siren.generate.bundle import Bundle
 from siren.serve.engine import Closing, Delivery, Engine, Full, Job
 from siren.serve.sound import HEADER_BYTES, MEDIA, encode, pcm, wav_header
 
@@ -146,7 +147,7 @@ def app(engine: Engine, model: str) -> FastAPI:
                 loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
         job = Job(asked.prompt, asked.seed, num_frames, sampling, deliver, asked.stream)
-        facts = sidecar(asked.prompt, asked.seed, sampling, model, num_frames * bundle.codec.hop, bundle.sample_rate)
+        facts = sidecar(bundle, model, asked.prompt, asked.seed, sampling, num_frames)
         try:
             engine.submit(job)
         except (Full, Closing) as error:
@@ -272,10 +273,11 @@ async def _streamed(
         gone.cancel()
 
 
-def sidecar(prompt: str, seed: int, sampling: Sampling, model: str, samples: int, sample_rate: int) -> dict[str, Any]:
-    """Everything needed to make the same sound again."""
-    facts: dict[str, Any] = {"prompt": prompt, "seed": seed, "model": model, "sample_rate": sample_rate}
-    return facts | {"samples": samples, "seconds": samples / sample_rate, "sampling": asdict(sampling)}
+def sidecar(bundle: Bundle, model: str, prompt: str, seed: int, sampling: Sampling, num_frames: int) -> dict[str, Any]:
+    """Everything needed to make the same sound again; an address (`model`) alone may hold other weights tomorrow."""
+    samples, rate = num_frames * bundle.codec.hop, bundle.sample_rate
+    facts: dict[str, Any] = {"prompt": prompt, "seed": seed, "model": model, "model_sha256": bundle.sha256}
+    return facts | {"sample_rate": rate, "samples": samples, "seconds": samples / rate, "sampling": asdict(sampling)}
 
 
 def _headers(facts: dict[str, Any], asked: Asked) -> dict[str, str]:

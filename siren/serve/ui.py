@@ -11,25 +11,25 @@ All listeners share the engines and so their batches. A finished clip is kept fo
 import asyncio
 import html
 import json
+import re
 import secrets
-import tempfile
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import numpy as np
-from fastapi import FastAPI, HTTPException
+from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.responses import Response, StreamingResponse
 
 from siren.generate.batch import slug
 from siren.serve.app import Receive, Scope, Send, sidecar
 from siren.serve.engine import Closing, Engine, Full, Sound
-from siren.serve.sound import HEADER_BYTES, encode, pcm, wav_header
+from siren.serve.sound import HEADER_BYTES, MEDIA, encode, pcm, wav_header
 
 EXAMPLES = (
     "a dog barks while rain falls",
@@ -38,19 +38,41 @@ EXAMPLES = (
     "wind in the trees with birds far away",
 )
 KEPT = 64  # clips that can still be played
+KINDS = ("wav", "flac", "json")  # of downloads
 MOST_CLIPS = 4  # at once, of all models together
 POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; frame-ancestors 'self'; form-action 'self'"
 )
 STYLE = """
-.siren-clip audio { width: 100%; } .siren-clip figcaption { opacity: .8; margin: .2rem 0; }
-.siren-clip svg { width: 100%; height: 4rem; display: block; }
-.siren-clip img { width: 100%; height: 7rem; display: block;
-  image-rendering: pixelated; border-radius: .3rem; } .siren-clip { margin: 0 0 1rem; }
+.siren-clip { margin: 0; } .siren-clip audio { width: 100%; display: block; }
+.siren-clip figcaption { opacity: .8; margin: .2rem 0; } .siren-clip a { margin-right: .8rem; }
+.siren-seen { position: relative; cursor: pointer; }
+.siren-seen svg { width: 100%; height: 4rem; display: block; }
+.siren-seen img { width: 100%; height: 8rem; display: block; image-rendering: pixelated; border-radius: .3rem; }
+.siren-seen span { position: absolute; left: .3rem; color: #fff; font-size: .7rem; text-shadow: 0 0 3px #000; }
+.siren-cursor { position: absolute; top: 0; bottom: 0; left: 0; width: 2px; background: #f97316; pointer-events: none; }
+#make, #again, #stop { white-space: nowrap; font-size: 1rem; padding: .6rem .4rem; }
 footer { display: none !important; }
 @media (max-width: 640px) { .gradio-container { padding: .5rem !important; } }
 """
+# One sound at a time; a cursor over the pictures; a click in them plays from there. Media events do not bubble.
+SCRIPT = """<script>
+document.addEventListener('play', e =>
+  document.querySelectorAll('audio').forEach(other => other === e.target || other.pause()), true);
+document.addEventListener('timeupdate', e => {
+  const cursor = document.querySelector(`.siren-seen[data-key="${e.target.dataset.key}"] .siren-cursor`);
+  if (cursor) cursor.style.left = 100 * e.target.currentTime / e.target.duration + '%';
+}, true);
+document.addEventListener('click', e => {
+  const seen = e.target.closest('.siren-seen');
+  if (!seen) return;
+  const audio = document.querySelector(`audio[data-key="${seen.dataset.key}"]`);
+  const box = seen.getBoundingClientRect();
+  audio.currentTime = (e.clientX - box.left) / box.width * audio.duration;
+  audio.play();
+});
+</script>"""
 
 
 @dataclass
@@ -60,7 +82,6 @@ class Recording:
     facts: dict[str, Any]
     pieces: list[np.ndarray] = field(default_factory=list)
     ended: bool = False
-    files: list[Path] = field(default_factory=list)
 
     @property
     def wav(self) -> np.ndarray:
@@ -74,7 +95,6 @@ class Studio:
         self.engines = engines
         self.recordings: OrderedDict[str, Recording] = OrderedDict()
         self.lock = threading.Lock()
-        self.folder = tempfile.TemporaryDirectory(prefix="siren-ui-")
 
     def make(self, wanted: list[tuple[str, int]], prompt: str, seconds: float, **changes: Any) -> Iterator[list[str]]:
         """Clips for (model, seed) pairs, all at once; their keys first, and again whenever more of one can be heard.
@@ -93,7 +113,7 @@ class Studio:
             for name, seed, sampling, num_frames in checked:
                 sounds.append(self.engines[name].iterate(prompt, seed, seconds, sampling))
                 bundle, key = self.engines[name].bundle, secrets.token_urlsafe(12)
-                facts = sidecar(prompt, seed, sampling, name, num_frames * bundle.codec.hop, bundle.sample_rate)
+                facts = sidecar(bundle, name, prompt, seed, sampling, num_frames)
                 self._keep(key, Recording(facts))
                 keys.append(key)
         except (Full, Closing):
@@ -121,29 +141,16 @@ class Studio:
         with self.lock:
             self.recordings[key] = recording
             while len(self.recordings) > KEPT:
-                _, old = self.recordings.popitem(last=False)
-                for path in old.files:
-                    path.unlink(missing_ok=True)
-
-    def files(self, keys: list[str]) -> list[str]:
-        """Each clip as a WAV and a JSON sidecar, for download."""
-        paths = []
-        for key in keys:
-            made = self.recordings[key]
-            stem = Path(self.folder.name) / f"{slug(made.facts['prompt'])}-{made.facts['seed']}-{key[:6]}"
-            stem.with_suffix(".wav").write_bytes(encode(made.wav, made.facts["sample_rate"], "wav"))
-            stem.with_suffix(".json").write_text(json.dumps(made.facts, indent=1) + "\n")
-            made.files = [stem.with_suffix(suffix) for suffix in (".wav", ".json")]
-            paths += [str(path) for path in made.files]
-        return paths
+                self.recordings.popitem(last=False)
 
 
 def waveform(wav: np.ndarray, samples: int) -> str:
-    """Peaks of what is there of `samples` samples, as an SVG."""
+    """The outline of what is there of `samples` samples, as an SVG; as high as it is wide open, however quiet."""
     columns = 200
     width = max(1, samples // columns)
-    tops = [float(np.abs(wav[i : i + width]).max()) for i in range(0, len(wav), width)][:columns]
-    bars = "".join(f"M{i} {32 - 31 * min(1.0, t):.1f}V{32 + 31 * min(1.0, t):.1f}" for i, t in enumerate(tops))
+    tops = np.array([np.abs(wav[i : i + width]).max() for i in range(0, len(wav), width)][:columns])
+    tops = tops / max(1e-3, tops.max(initial=0.0))  # silence stays a line
+    bars = "".join(f"M{i} {32 - 31 * t:.1f}V{32 + 31 * t:.1f}" for i, t in enumerate(tops))
     return (
         f'<svg viewBox="0 0 {columns} 64" preserveAspectRatio="none" role="img" aria-label="waveform">'
         f'<path d="{bars}M0 32H{len(tops)}" stroke="currentColor" stroke-width=".8" fill="none"/></svg>'
@@ -172,21 +179,43 @@ def spectrogram(wav: np.ndarray, sample_rate: int) -> str:
 
 
 def shown(studio: Studio, key: str) -> str:
-    """What is heard and seen of a clip now. The player is the same element from the start."""
+    """What is seen of a clip now, and once it is whole, what can be downloaded."""
     made = studio.recordings[key]
     facts, wav = made.facts, made.wav
-    picture = spectrogram(wav, facts["sample_rate"]) if made.ended and len(wav) else ""
-    state = f"{len(wav) / facts['sample_rate']:.1f} of {facts['seconds']:.1f} s"
+    rate, whole = facts["sample_rate"], made.ended and len(wav) > 0
+    state = f"{len(wav) / rate:.1f} of {facts['seconds']:.1f} s"
+    if whole:
+        state += f" · peak {20 * np.log10(max(1e-5, float(np.abs(wav).max()))):.0f} dB"
     title = html.escape(f"{facts['model']} · seed {facts['seed']} · {state}")
+    picture = spectrogram(wav, rate) if whole else ""
+    if picture:
+        picture += f'<span style="top: 4.2rem">{rate / 2000:g} kHz</span><span style="bottom: .2rem">0</span>'
     return (
-        f'<figure class="siren-clip" data-ended="{str(made.ended).lower()}">'
-        f"<figcaption>{title}</figcaption>{waveform(wav, facts['samples'])}{picture}</figure>"
+        f'<figure class="siren-clip" data-ended="{str(made.ended).lower()}"><figcaption>{title}</figcaption>'
+        f'<div class="siren-seen" data-key="{key}">{waveform(wav, facts["samples"])}{picture}'
+        f'<i class="siren-cursor"></i></div>{links(key, facts) if whole else ""}</figure>'
     )
 
 
-def player(key: str, first: bool) -> str:
-    begin = " autoplay" if first else ""
-    return f'<div class="siren-clip"><audio controls{begin} preload="auto" src="play/{key}.wav"></audio></div>'
+def links(key: str, facts: dict[str, Any]) -> str:
+    """Downloads of a clip: its sound, and the sidecar to make it again with."""
+    name = f"{slug(facts['prompt'])}-{facts['seed']}-{key[:6]}"
+    return "".join(f'<a href="play/{key}.{kind}" download="{name}.{kind}">{kind.upper()}</a>' for kind in KINDS)
+
+
+def player(key: str, begin: str = "autoplay preload=auto") -> str:
+    """The same element from the first sound to the last; `begin` says when it loads."""
+    return f'<div class="siren-clip"><audio controls {begin} data-key="{key}" src="play/{key}.wav"></audio></div>'
+
+
+def earlier(studio: Studio, keys: list[str]) -> str:
+    """Clips made before, newest first, as far as they are kept."""
+    kept = [(key, studio.recordings[key].facts) for key in keys if key in studio.recordings]
+    return "".join(
+        f'<figure class="siren-clip"><figcaption>{html.escape(facts["prompt"])} · {html.escape(facts["model"])} · '
+        f"seed {facts['seed']}</figcaption>{player(key, 'preload=none')}{links(key, facts)}</figure>"
+        for key, facts in kept
+    )
 
 
 def page(studio: Studio) -> gr.Blocks:
@@ -195,68 +224,95 @@ def page(studio: Studio) -> gr.Blocks:
     limits = studio.engines[names[0]].limits
     usual = studio.engines[names[0]].bundle
 
-    def generate(model, other, prompt, seconds, seed, samples, temperature, top_k, top_p, guidance):  # type: ignore[no-untyped-def]
+    def generate(model, other, prompt, seconds, seed, samples, temperature, top_k, top_p, guidance, before):  # type: ignore[no-untyped-def]
         models = [model] if not other or other == model else [model, other]
-        wanted = [(name, int(seed) + n) for n in range(int(samples)) for name in models][:MOST_CLIPS]
+        wanted = [(name, int(seed or 0) + n) for n in range(int(samples)) for name in models]
+        note = f" {MOST_CLIPS} clips at once, so {MOST_CLIPS // len(models)} of each model."
+        note, wanted = note if len(wanted) > MOST_CLIPS else "", wanted[:MOST_CLIPS]
         changes = {"temperature": temperature, "top_k": None if not top_k else int(top_k), "top_p": top_p}
         changes["guidance"] = guidance
-        blank = [gr.skip()] * (2 * MOST_CLIPS + 2)
+        begun = time.monotonic()
         try:
             sounds = studio.make(wanted, prompt or "", float(seconds), **changes)
             keys = next(sounds)
         except (ValueError, Full, Closing) as error:
-            yield [f"**{html.escape(str(error))}**", *blank[1:]]
+            yield {said: f"**{html.escape(str(error))}**"}
             return
-        rest = MOST_CLIPS - len(keys)
-        players = [gr.HTML(player(key, n == 0), visible=True) for n, key in enumerate(keys)]
-        players += [gr.HTML("", visible=False)] * rest
-        hidden = [gr.HTML("", visible=False)] * rest
-        yield ["making sound …", *players, *[gr.HTML(shown(studio, key), visible=True) for key in keys], *hidden, None]
+        rest = [""] * (MOST_CLIPS - len(keys))
+        new = [player(key, *["preload=auto"] * (n > 0)) for n, key in enumerate(keys)]
+        wide = len(keys) if len(keys) < 3 else MOST_CLIPS
+        yield {
+            said: f"making sound …{note}",
+            **{column: gr.Column(visible=n < wide) for n, column in enumerate(columns)},
+            **dict(zip(players + pictures, new + rest + [shown(studio, key) for key in keys] + rest, strict=True)),
+            taken: [*keys, *before][:KEPT],
+            past: gr.HTML(earlier(studio, before)),
+            takes: gr.Accordion(visible=bool(before)),
+        }
         try:
             for _ in sounds:
-                yield [gr.skip()] * (1 + MOST_CLIPS) + [shown(studio, key) for key in keys] + blank[: rest + 1]
+                yield {picture: shown(studio, key) for picture, key in zip(pictures, keys, strict=False)}
         except Exception as error:
-            yield [f"**{html.escape(str(error))}**", *blank[1:]]
+            yield {said: f"**{html.escape(str(error))}**"}
             return
         finally:
             sounds.close()  # type: ignore[attr-defined]
-        done = [shown(studio, key) for key in keys] + [gr.skip()] * rest
-        yield ["done", *[gr.skip()] * MOST_CLIPS, *done, studio.files(keys)]
+        told = f"{len(keys)} clip{'s' * (len(keys) > 1)} in {time.monotonic() - begun:.1f} s.{note}"
+        done = {picture: shown(studio, key) for picture, key in zip(pictures, keys, strict=False)}
+        yield {said: told, **done}
 
     with gr.Blocks(title="siren", analytics_enabled=False, delete_cache=(3600, 3600)) as made:
-        gr.Markdown("# siren\nSay what you want to hear.")
-        prompt = gr.Textbox(label="Prompt", lines=2, max_length=limits.prompt_characters, elem_id="prompt")
+        gr.Markdown("# siren")
         with gr.Row():
-            make = gr.Button("Make sound", variant="primary", elem_id="make", min_width=120)
-            stop = gr.Button("Stop", elem_id="stop", min_width=120)
-        gr.Examples([[text] for text in EXAMPLES], [prompt], label="Examples")
-        with gr.Row():
-            seconds = gr.Slider(0.4, limits.seconds, usual.seconds, step=0.1, label="Seconds")
-            samples = gr.Slider(1, MOST_CLIPS, 1, step=1, label="Samples")
-            seed = gr.Number(0, precision=0, minimum=0, label="Seed", info="same seed, same sound")
-        with gr.Row(visible=len(names) > 1):
-            model = gr.Dropdown(names, value=names[0], label="Model")
-            other = gr.Dropdown(["", *names], value="", label="Compare with")
-        with gr.Accordion("More", open=False), gr.Row():
-            temperature = gr.Slider(0.05, 2, usual.sampling.temperature, step=0.05, label="Temperature")
-            top_k = gr.Number(usual.sampling.top_k, precision=0, minimum=0, label="Top k", info="0: every code")
-            top_p = gr.Slider(0.05, 1, usual.sampling.top_p or 1, step=0.05, label="Top p")
-            guidance = gr.Slider(1, 8, usual.sampling.guidance or 1, step=0.1, label="Guidance", info="1: none")
-        said = gr.Markdown(elem_id="said")
-        players, pictures = [], []
-        for pair in ((0, 1), (2, 3)):
-            with gr.Row():
-                for n in pair:
-                    with gr.Column(min_width=280):
-                        players.append(gr.HTML(visible=n == 0, elem_id=f"player{n}"))
-                        pictures.append(gr.HTML(visible=n == 0, elem_id=f"picture{n}"))
-        files = gr.Files(label="Download", interactive=False, elem_id="files")
-        inputs = [model, other, prompt, seconds, seed, samples, temperature, top_k, top_p, guidance]
-        outputs = [said, *players, *pictures, files]
+            with gr.Column(scale=2, min_width=300):
+                prompt = gr.Textbox(
+                    label="What do you want to hear?",
+                    max_lines=4,
+                    max_length=limits.prompt_characters,
+                    elem_id="prompt",
+                    autofocus=True,
+                )
+                gr.Examples([[text] for text in EXAMPLES], [prompt], label="Examples")
+                with gr.Row():
+                    length = min(usual.seconds, limits.seconds)
+                    seconds = gr.Slider(min(0.4, length / 2), limits.seconds, length, step=0.1, label="Seconds")
+                    samples = gr.Slider(1, MOST_CLIPS, 1, step=1, label="Samples")
+                seed = gr.Number(0, precision=0, minimum=0, label="Seed", info="same seed, same sound")
+                with gr.Row(visible=len(names) > 1):
+                    model = gr.Dropdown(names, value=names[0], label="Model")
+                    other = gr.Dropdown([("nothing", ""), *names], value="", label="Compare with")
+                with gr.Accordion("More", open=False):
+                    temperature = gr.Slider(0.05, 2, usual.sampling.temperature, step=0.05, label="Temperature")
+                    top_k = gr.Number(usual.sampling.top_k, precision=0, minimum=0, label="Top k", info="0: every code")
+                    top_p = gr.Slider(0.05, 1, usual.sampling.top_p or 1, step=0.05, label="Top p")
+                    guidance = gr.Slider(1, 8, usual.sampling.guidance or 1, step=0.1, label="Guidance", info="1: none")
+                with gr.Row():
+                    make = gr.Button("Make sound", variant="primary", elem_id="make", min_width=100)
+                    again = gr.Button("Next seed", elem_id="again", min_width=90)
+                    stop = gr.Button("Stop", elem_id="stop", min_width=70)
+            with gr.Column(scale=3, min_width=300):
+                said = gr.Markdown("It plays once half a second is made.", elem_id="said")
+                columns, players, pictures = [], [], []
+                for pair in ((0, 1), (2, 3)):
+                    with gr.Row():
+                        for n in pair:
+                            with gr.Column(min_width=260, visible=False) as column:
+                                columns.append(column)
+                                players.append(gr.HTML(elem_id=f"player{n}"))
+                                pictures.append(gr.HTML(elem_id=f"picture{n}"))
+                with gr.Accordion("Earlier", open=False, visible=False, elem_id="earlier") as takes:
+                    past = gr.HTML()
+        taken = gr.State([])  # keys of this listener's clips, newest first
+        inputs = [model, other, prompt, seconds, seed, samples, temperature, top_k, top_p, guidance, taken]
+        outputs = [said, *columns, *players, *pictures, taken, past, takes]
         how: dict[str, Any] = {"concurrency_limit": 8, "show_progress": "hidden"}
         clicked = make.click(generate, inputs, outputs, api_name="generate", **how)
         sent = prompt.submit(generate, inputs, outputs, api_visibility="private", **how)
-        stop.click(None, cancels=[clicked, sent])
+        moved = again.click(
+            lambda seed, samples: int(seed or 0) + int(samples), [seed, samples], seed, api_visibility="private"
+        )
+        repeated = moved.then(generate, inputs, outputs, api_visibility="private", **how)
+        stop.click(None, cancels=[clicked, sent, moved, repeated])
     return made
 
 
@@ -286,22 +342,51 @@ def app(engines: Mapping[str, Engine]) -> FastAPI:
         yield
         for engine in engines.values():
             await asyncio.to_thread(engine.close)
-        studio.folder.cleanup()
 
     server = FastAPI(title="siren ui", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     server.add_middleware(Closed)
 
-    @server.get("/play/{key}.wav")
-    async def play(key: str) -> Response:
-        recording = studio.recordings.get(key)
-        if recording is None:
-            raise HTTPException(404, "this clip is no longer kept; make it again from its seed")
-        facts = recording.facts
-        headers = {"Content-Length": str(HEADER_BYTES + 2 * facts["samples"]), "Cache-Control": "no-store"}
-        return StreamingResponse(_played(recording), media_type="audio/wav", headers=headers)
-
+    server.include_router(sounds(studio))
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    return gr.mount_gradio_app(server, page(studio), path="/", theme=theme, css=STYLE, show_error=True)
+    return gr.mount_gradio_app(server, page(studio), path="/", theme=theme, css=STYLE, head=SCRIPT, show_error=True)
+
+
+def sounds(studio: Studio) -> APIRouter:
+    """What players and downloads ask for: /play/KEY.wav while and after it is made, .flac and .json."""
+    router = APIRouter()
+
+    @router.get("/play/{key}.{kind}")
+    async def play(key: str, kind: str, request: Request) -> Response:
+        recording = studio.recordings.get(key)
+        if recording is None or kind not in KINDS:
+            raise HTTPException(404, "this clip is no longer kept; make it again from its seed")
+        facts, headers = recording.facts, {"Cache-Control": "no-store"}
+        if kind == "json":
+            return Response(json.dumps(facts, indent=1) + "\n", media_type="application/json", headers=headers)
+        if kind == "flac":
+            sound = await asyncio.to_thread(encode, recording.wav, facts["sample_rate"], kind)
+            return Response(sound, media_type=MEDIA[kind], headers=headers)
+        size = HEADER_BYTES + 2 * facts["samples"]
+        begin, end, status = 0, size, 200
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("range", ""))  # players on phones insist on it
+        if asked and int(asked[1]) < size:
+            begin, end, status = int(asked[1]), min(size, int(asked[2] or size) + 1), 206
+            headers["Content-Range"] = f"bytes {begin}-{end - 1}/{size}"
+        headers |= {"Content-Length": str(max(0, end - begin)), "Accept-Ranges": "bytes"}
+        return StreamingResponse(_cut(_played(recording), begin, end), status, headers, MEDIA["wav"])
+
+    return router
+
+
+async def _cut(stream: AsyncIterator[bytes], begin: int, end: int) -> AsyncIterator[bytes]:
+    """Bytes begin … end - 1."""
+    at = 0
+    async for piece in stream:
+        if part := piece[max(0, begin - at) : max(0, end - at)]:
+            yield part
+        at += len(piece)
+        if at >= end:
+            return
 
 
 async def _played(recording: Recording) -> AsyncIterator[bytes]:

@@ -69,6 +69,7 @@ def test_a_sound_comes_with_how_it_was_made(running):
     assert (len(wav), rate) == (3200, 16000)
     told = json.loads(answer.headers["siren-sidecar"])
     assert (told["seed"], told["seconds"], told["model"]) == (3, 0.2, "models:/siren/1")
+    assert told["model_sha256"] == running.engine.bundle.sha256
     assert told["sampling"] == {"temperature": 0.5, "top_k": 8, "top_p": None, "guidance": 2.0}
     both = running.post(PROMPT | {"seed": 3, "seconds": 0.2, "temperature": 0.5}, "/generate?json=true").json()
     assert base64.b64decode(both["audio"]) == answer.content

@@ -1,6 +1,6 @@
 """The page, in a browser on a desk and on a phone, and its functions."""
 
-import json
+import io
 import shutil
 import socket
 import subprocess
@@ -13,6 +13,8 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
 from siren.serve.engine import Engine
 from tests.browser import Browser
@@ -31,15 +33,14 @@ def test_clips_of_two_models_are_made_together_and_can_be_downloaded(bundle):
     one, two, other = (studio.recordings[key].wav for key in keys)
     assert np.array_equal(one, two)
     assert not np.array_equal(one, other)
-    paths = [Path(path) for path in studio.files(keys)]
-    assert [path.suffix for path in paths] == [".wav", ".json"] * 3
-    assert len(soundfile.read(paths[0])[0]) == 1600
-    told = json.loads(paths[1].read_text())
-    assert (told["prompt"], told["seed"], told["model"]) == ("a dog barks", 7, "one")
-    assert told["sampling"] == {"temperature": 0.8, "top_k": 8, "top_p": 1, "guidance": 1}
     shown = ui.shown(studio, keys[0])
     assert 'data-ended="true"' in shown
     assert "data:image/png" in shown
+    assert [f'href="play/{keys[0]}.{kind}" download="a-dog-barks-7-' in shown for kind in ui.KINDS] == [True] * 3
+    assert "a dog barks" in ui.earlier(studio, ["gone", keys[0]])
+    told = studio.recordings[keys[0]].facts
+    assert (told["prompt"], told["seed"], told["model"]) == ("a dog barks", 7, "one")
+    assert told["sampling"] == {"temperature": 0.8, "top_k": 8, "top_p": 1, "guidance": 1}
     with pytest.raises(ValueError, match="allowed; ask for less"):
         next(studio.make(wanted, "a dog barks", 9.0))
     gone = studio.make([("one", 0)], "a dog barks", 0.2)
@@ -48,7 +49,28 @@ def test_clips_of_two_models_are_made_together_and_can_be_downloaded(bundle):
     assert studio.recordings[key].ended
     for engine in engines.values():
         engine.close()
-    studio.folder.cleanup()
+
+
+def test_a_sound_is_served_whole_in_parts_and_with_its_sidecar(bundle):
+    """Players on phones ask for ranges and play nothing else."""
+    engine, server = Engine(bundle, LIMITS), FastAPI()
+    studio = ui.Studio({"one": engine})
+    server.include_router(ui.sounds(studio))
+    engine.start()
+    with TestClient(server) as client:
+        *_, (key,) = studio.make([("one", 3)], "a dog barks", 0.1)
+        whole = client.get(f"/play/{key}.wav")
+        assert (whole.status_code, whole.headers["accept-ranges"]) == (200, "bytes")
+        wav, rate = soundfile.read(io.BytesIO(whole.content))
+        assert (len(wav), rate) == (1600, 16000)
+        for asked, begin, end in (("0-", 0, 3244), ("100-199", 100, 200), ("3000-9999", 3000, 3244)):
+            part = client.get(f"/play/{key}.wav", headers={"Range": f"bytes={asked}"})
+            assert (part.status_code, part.content) == (206, whole.content[begin:end])
+            assert part.headers["content-range"] == f"bytes {begin}-{end - 1}/3244"
+        assert np.array_equal(soundfile.read(io.BytesIO(client.get(f"/play/{key}.flac").content))[0], wav)
+        assert client.get(f"/play/{key}.json").json() == studio.recordings[key].facts
+        assert client.get(f"/play/{key}.exe").status_code == client.get("/play/other.wav").status_code == 404
+    engine.close()
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +121,7 @@ def test_a_sound_is_heard_while_it_is_made(page, tmp_path, width, height, mobile
         ask("0.5")
         browser.until("document.querySelector('#player0 audio')?.duration == 0.5", 90)
         browser.until("document.querySelector('#picture0 figure').dataset.ended == 'true'", 90)
-        browser.until("document.querySelectorAll('#files a').length >= 2", 90)
+        browser.until("document.querySelectorAll('#picture0 a[download]').length == 3", 90)
         assert browser.evaluate("['img', 'svg'].every(kind => document.querySelector(`#picture0 ${kind}`))")
         assert browser.evaluate("document.documentElement.scrollWidth") == width  # nothing to the side
         from_elsewhere = "performance.getEntriesByType('resource').filter(e => !/^(data|blob):/.test(e.name) && "
