@@ -226,7 +226,9 @@ def check(rows: dict[str, Plain | Stacked], num_frames: int, device: str) -> Non
             raise ValueError(f"{first} and {name} give other codes; they are samplers of one model")
 
 
-def measure(name: str, size: Size, batch: int, rounds: int, num_frames: int, device: str) -> dict[str, list[float]]:
+def measure(
+    name: str, size: Size, batch: int, rounds: int, num_frames: int, device: str, compile: bool = False
+) -> dict[str, list[float]]:
     """Seconds of each row in each round, printed as ratios."""
     cuda = device == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
@@ -235,6 +237,8 @@ def measure(name: str, size: Size, batch: int, rounds: int, num_frames: int, dev
     if not cuda:  # rounding in bf16 is another sampler
         check({**rows, "stacked": Stacked(model)}, min(6, num_frames), device)
     rows["stacked"] = Stacked(model, dtype)
+    if compile:
+        rows["compiled"] = Stacked(model, dtype, "inductor")
     counted = ("temporal.", "decoder.", "heads", "temporal_norm", "decoder_norm")
     parameters = sum(
         p.numel() for t in rows["plain"].model.transformers for n, p in t.named_parameters() if n.startswith(counted)
@@ -289,6 +293,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--frames", type=int, help="of a clip; by default as the size says")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--quick", action="store_true", help="G1 and G2, 30 frames, 3 rounds")
+    parser.add_argument("--compile", action="store_true", help="another row: stacked, compiled (a minute or more)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -301,9 +306,8 @@ def main(arguments: list[str] | None = None) -> None:
         size = SIZES[name]
         num_frames = options.frames or min(size.frames, 30 if options.quick else size.frames)
         for batch in options.batches:
-            measure(
-                name, size, batch, options.rounds or (3 if options.quick else size.rounds), num_frames, options.device
-            )
+            rounds = options.rounds or (3 if options.quick else size.rounds)
+            measure(name, size, batch, rounds, num_frames, options.device, options.compile)
 
 
 if __name__ == "__main__":

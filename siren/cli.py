@@ -109,6 +109,7 @@ def generate(
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
     changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     facts: dict[str, Any] = {"model": name, "model_sha256": bundle.sha256, "sample_rate": bundle.sample_rate}
+    facts |= {"precision": bundle.precision}
     prefix = None
     if continue_from:
         wav, rate = audio.read(continue_from)
@@ -725,10 +726,12 @@ def main() -> None:
         app.command(name, rich_help_panel=STAGES)(_or_measure(verb) if name == "evaluate" else verb)
     try:
         app()
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("SIREN_DEBUG") == "1":
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if os.environ.get("SIREN_DEBUG") == "1" or (missing or "").startswith("siren"):
             raise
-        print(f"siren: {error}", file=sys.stderr)
+        lacking = f"this needs the package {missing}, which is not installed; `make setup` installs all that siren uses"
+        print(f"siren: {lacking if missing else error}", file=sys.stderr)
         sys.exit(1)
 
 

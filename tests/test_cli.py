@@ -100,6 +100,18 @@ def test_a_mistake_in_the_settings_is_one_line(project: Path, siren: Siren, monk
         cli.main()
 
 
+def test_a_package_that_is_not_installed_is_named_with_the_remedy(
+    siren: Siren, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    monkeypatch.delitem(sys.modules, "siren.serve.app", raising=False)
+    code, _, error = siren("serve")
+    assert code == 1
+    assert error == (
+        "siren: this needs the package fastapi, which is not installed; `make setup` installs all that siren uses\n"
+    )
+
+
 def test_a_stage_outside_of_a_project_says_where_to_go(
     tmp_path: Path, siren: Siren, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,9 +25,9 @@ __all__ = ["Rollout", "Sampler", "frames", "guide", "prepare", "sample", "trunca
 Sampler = Plain | Stacked  # a model ready to sample; weights that change afterwards are not seen
 
 
-def prepare(model: Siren) -> Sampler:
-    """The fastest sampler for this model, with its weights as they are now."""
-    return Stacked(model) if Stacked.fits(model) else Plain(model)
+def prepare(model: Siren, dtype: torch.dtype = torch.float32) -> Sampler:
+    """The fastest sampler for this model, with its weights as they are now; a stacked one in `dtype`."""
+    return Stacked(model, dtype) if Stacked.fits(model) else Plain(model)
 
 
 @torch.no_grad()

@@ -12,15 +12,16 @@ their number and the bytes of weights that they read. What differs from `siren.g
     caches       allocated before the first frame; nothing grows after that
 
 On a GPU a frame is one replayed CUDA graph for every `SPAN` frames of cache, in bf16 if asked. There every position is
-a number on the device, as it is for rows that stand at different frames (`ragged`), which the tests use on a CPU.
+a number on the device, as it is for rows that stand at different frames (`ragged`), which the tests use on a CPU; a
+step branches on no tensor's value and waits for none. Caches and graphs are kept for the next batch of the same size.
 
-No `torch.compile`: it would need `ragged` caches, attended to in whole spans, and compiles anew in every process. An
-experiment before this code was written found a sampler of this kind 1.4 times as fast at G1 of bench/generate.py and no
-faster at G2 (CPU, batch 1). On a GPU the graph does away with the same launches; what fusion would add is not measured.
+`torch.compile` of a step (`compiler`) is one graph for each span, without a break (tested); it is not the default,
+because every process would wait for it, longer than for most sounds. bench/generate.py --compile measures it.
 Letters as in `siren.shapes`, and R: rows of the batch, twice the items with guidance. n: tokens of one call.
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -77,11 +78,14 @@ def _after(gain: float, pairs: list[tuple]) -> Float[Tensor, "M D E"]:
 class Stacked:
     """The weights of a model for sampling: a copy, as they are when it is made. On the model's device, in `dtype`."""
 
-    def __init__(self, model: Siren, dtype: torch.dtype = torch.float32):
+    def __init__(self, model: Siren, dtype: torch.dtype = torch.float32, compiler: str | Callable | None = None):
+        """`compiler`: backend of torch.compile for the step of a frame, or None."""
         if not self.fits(model):
             raise ValueError("delayed codebooks are sampled by siren.generate.plain.Plain")
         with torch.no_grad():
             self._copy(model, dtype)
+        self.compiler, self.ragged = compiler, self.fused or compiler is not None  # so that shapes stay as they are
+        self.kept: dict[tuple, Run] = {}  # if ragged: that of the last batch, while nobody uses it
 
     @staticmethod
     def fits(model: Siren) -> bool:
@@ -130,13 +134,26 @@ class Stacked:
         prefix: Int[Tensor, "B K t"] | None = None,
     ) -> Iterator[tuple[Int[Tensor, "B K"], Float[Tensor, "B K"]]]:
         """As `Plain.frames`. On a GPU what is yielded is overwritten by the next frame."""
-        run = Run(self, states.shape[0], numbers.shape[1], states.shape[1], sampling, ragged=self.fused)
+        key = (states.shape[0], self._capacity(numbers.shape[1]), sampling)
+        run = self.kept.pop(key, None)  # taken out, so that two iterators at a time have one each
+        if run is None:
+            text_length = self.config.max_text if self.ragged else states.shape[1]
+            self.kept.clear()  # before the next is made: there is never room for both to be counted on
+            run = Run(self, key[0], key[1], text_length, sampling, self.ragged)
         run.read(states, mask)
         given = 0 if prefix is None else prefix.shape[-1]
         if prefix is not None and given:
             run.follow(prefix.repeat(2, 1, 1) if guided(sampling) else prefix)
-        for t in range(given, numbers.shape[1]):
-            yield run.frame(numbers[:, t])
+        try:
+            for t in range(given, numbers.shape[1]):
+                yield run.frame(numbers[:, t])
+        finally:
+            if self.ragged:
+                self.kept = {key: run}
+
+    def _capacity(self, num_frames: int) -> int:
+        """Frames of the caches: on a GPU whole spans, so that clips of other lengths find their graphs again."""
+        return min(len(self.places), -(-num_frames // SPAN) * SPAN) if self.ragged else num_frames
 
     def memory(self, rows: int, num_frames: int, text_length: int) -> dict[str, int]:
         """Bytes that sampling `rows` rows holds from its start to its end, beside the model itself and small change.
@@ -144,6 +161,7 @@ class Stacked:
         With guidance each clip has two rows. Exact for what is kept; the largest temporary is reported as such.
         """
         size, c = self.tables.element_size(), self.config
+        num_frames = self._capacity(num_frames)
         text = 2 * c.main_layers * self.M * rows * text_length * self.D
         kept = 2 * self.kv_heads * (self.D // self.heads) * self.M * rows
         caches = kept * (num_frames * c.main_layers + (self.N + 1) * c.decoder_layers)
@@ -201,7 +219,11 @@ class Run:
         self.every_row = torch.arange(rows, device=s.tables.device)
         self.places_kept = torch.arange(num_frames, device=s.tables.device)
         self.graphs: dict[int, Callable[[], tuple[Tensor, Tensor]]] = {}
+        self.pool: Any = None  # memory for the temporaries of all graphs, of which one runs at a time
         self.numbers = torch.zeros(0, device=s.tables.device)
+        self.step: Callable[[Tensor, int], tuple[Tensor, Tensor]] = self._frame
+        if s.compiler is not None:
+            self.step = torch.compile(self._frame, backend=s.compiler, fullgraph=True, dynamic=False)
 
     @property
     def length(self) -> int:
@@ -244,7 +266,7 @@ class Run:
         capacity = self.caches[0].shape[3]
         assert self.length < capacity, "the caches are full: more frames than the run was made for"
         span = min(capacity, -(-(self.length + 1) // SPAN) * SPAN) if self.ragged else self.length + 1
-        result = self._replayed(span, numbers) if self.stacked.fused else self._frame(numbers, span)
+        result = self._replayed(span, numbers) if self.stacked.fused else self.step(numbers, span)
         self.filled = [count + 1 for count in self.filled]
         return result
 
@@ -256,11 +278,12 @@ class Run:
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):  # once outside of the capture: libraries allocate at their first call
-                self._frame(self.numbers, span)
+                self.step(self.numbers, span)
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                held = self._frame(self.numbers, span)
+            self.pool = self.pool or torch.cuda.graph_pool_handle()
+            with torch.cuda.graph(graph, pool=self.pool):
+                held = self.step(self.numbers, span)
             self.lengths.copy_(state[0])
             self.next_input.copy_(state[1])
 
@@ -274,11 +297,12 @@ class Run:
 
     def _frame(self, numbers: Tensor, span: int) -> tuple[Tensor, Tensor]:
         s = self.stacked
-        hidden = s.normed(self._temporal(self.next_input, self.length, span))  # [M, R, 1, D]
+        begin = 0 if self.ragged else self.length  # ragged: `lengths` says it, on the device
+        hidden = s.normed(self._temporal(self.next_input, begin, span))  # [M, R, 1, D]
         conditioned = s.config.decoder_layers > 0
         accumulated = s.config.residual_condition == "accumulated"
         if conditioned:  # slot 0 of every decoder, with its position
-            torch.addcmul(s.places[0], hidden[:, :, 0], s.hidden_gain, out=self.slots[:, :, 0])
+            self.slots[:, :, 0] = torch.addcmul(s.places[0], hidden[:, :, 0], s.hidden_gain)
         total, last, codes, log_probs = self.blank, self.blank, [], []
         for k in range(s.M * s.N):
             m, j = divmod(k, s.N)
@@ -336,7 +360,7 @@ class Run:
         first = j == 0
         if first:
             z = self.slots[m]
-            torch.add(told, self.below[m, 0], out=z[:, 1])
+            z[:, 1] = told + self.below[m, 0]
         else:
             z = (told + self.below[m, j])[:, None]
         for i, cache in enumerate(self.inside):

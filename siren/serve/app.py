@@ -277,6 +277,7 @@ def sidecar(bundle: Bundle, model: str, prompt: str, seed: int, sampling: Sampli
     """Everything needed to make the same sound again; an address (`model`) alone may hold other weights tomorrow."""
     samples, rate = num_frames * bundle.codec.hop, bundle.sample_rate
     facts: dict[str, Any] = {"prompt": prompt, "seed": seed, "model": model, "model_sha256": bundle.sha256}
+    facts |= {"precision": bundle.precision}
     return facts | {"sample_rate": rate, "samples": samples, "seconds": samples / rate, "sampling": asdict(sampling)}
 
 
@@ -327,7 +328,7 @@ class Server(uvicorn.Server):
 
 
 def run(server: FastAPI, engines: list[Engine], host: str, port: int, connections: int, grace_seconds: int) -> None:
-    """Serve until a signal ends it. Raises OSError or RuntimeError where it cannot begin."""
+    """Serve until a signal ends it. Raises OSError where it cannot begin."""
     settings = uvicorn.Config(
         server,
         host=host,
@@ -341,4 +342,4 @@ def run(server: FastAPI, engines: list[Engine], host: str, port: int, connection
     made = Server(settings, engines)
     made.run()
     if not made.started:
-        raise RuntimeError(f"the service did not start on {host}:{port}; see above")
+        raise OSError(f"the service did not start on {host}:{port}; see above")

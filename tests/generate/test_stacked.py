@@ -1,6 +1,9 @@
 """The stacked sampler against the plain one."""
 
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from siren.model.arms import ARMS
 from siren.randomness import uniforms
 from tests.model import builders
 
+ROOT = Path(__file__).parents[2]
 PLAIN = Sampling(temperature=1.0, top_k=None, top_p=None, guidance=None)
 STACKABLE = [name for name, arm in ARMS.items() if arm.pattern == "parallel"]
 
@@ -114,6 +118,76 @@ def test_memory_is_known_before_the_start_and_stays_the_same():
     assert [t.data_ptr() for t in run.caches + run.inside + run.text] == places
     with pytest.raises(AssertionError, match="more frames than the run was made for"):
         run.frame(numbers[:, 0])
+
+
+def test_where_shapes_stay_caches_are_kept_for_the_next_batch_of_their_size():
+    """As on a GPU, where their graphs are kept with them; an iterator that is still used has them to itself."""
+    model = builders.model(3)
+    stacked = Stacked(model, compiler="eager")
+    stacked.compiler = None  # the same without compiling
+    _, states, mask = builders.batch()
+
+    def start(seeds, num_frames):
+        return frames(stacked, states, mask, seeds, num_frames, PLAIN)
+
+    def codes(run):
+        return torch.stack([code.clone() for code, _ in run], -1)
+
+    first = codes(start([1, 2, 3], 9))
+    assert torch.equal(first, sample(model, states, mask, [1, 2, 3], 9, PLAIN).codes)
+    (run,) = stacked.kept.values()
+    told = stacked.memory(3, 9, stacked.config.max_text)
+    assert sum(t.nbytes for t in run.caches + run.inside + run.text) == told["caches"] + told["text"]
+    slow = start([4, 5, 6], 7)
+    begun = [next(slow)[0]]
+    assert not stacked.kept
+    assert torch.equal(codes(start([1, 2, 3], 9)), first)
+    (other,) = stacked.kept.values()
+    assert other is not run
+    assert torch.equal(
+        torch.stack(begun + [code for code, _ in slow], -1), sample(model, states, mask, [4, 5, 6], 7, PLAIN).codes
+    )
+    assert list(stacked.kept.values()) == [run]
+    assert torch.equal(codes(start([1, 2, 3], 9)), first)
+    assert list(stacked.kept.values()) == [run]
+
+
+COMPILED = """
+import torch
+from siren.config import Sampling
+from siren.generate.sampler import sample
+from siren.generate.stacked import Stacked
+from tests.model import builders
+
+def backend(graph, inputs):
+    graphs.append(graph)
+    return graph
+
+graphs, model, sampling = [], builders.model(2), Sampling(0.9, 5, 0.9, 2.0)
+_, states, mask = builders.batch()
+compiled = sample(Stacked(model, compiler=backend), states, mask, [1, 2, 3], 12, sampling).codes
+assert torch.equal(compiled, sample(model, states, mask, [1, 2, 3], 12, sampling).codes)
+print(len(graphs))
+"""
+
+
+@pytest.mark.slow
+def test_a_step_compiles_to_one_graph_without_a_break_at_whatever_frame():
+    """In a process of its own: here shapes are checked as functions are called, which no compiler looks through."""
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
+def test_bf16_is_the_same_distribution_within_its_rounding():
+    model = builders.model(3)
+    _, states, mask = builders.batch()
+    rollout = sample(Stacked(model, torch.bfloat16), states, mask, [1, 2, 3], 12, PLAIN)
+    for transformer in model.transformers:
+        with torch.no_grad():
+            full = transformer(rollout.codes, states, mask).log_softmax(-1)
+        own = slice(transformer.first, transformer.first + transformer.group)
+        exact = full.gather(-1, rollout.codes[:, own, :, None])[..., 0]
+        assert (rollout.log_probs[:, own] - exact).abs().max() < 0.1
 
 
 def test_weights_that_change_are_seen_by_the_next_preparation_only():
