@@ -1,13 +1,17 @@
 """The service as a client sees it: sounds, refusals, and what a hostile client gets."""
 
 import base64
+import contextlib
 import io
 import json
 import re
+import shutil
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -78,6 +82,23 @@ def test_a_sound_comes_with_how_it_was_made(running):
     assert np.array_equal(soundfile.read(io.BytesIO(flac.content), dtype="float32")[0], wav)
     (own,) = running.engine.bundle.sample(["a dog barks"], [3], 0.2, service.Sampling(0.5, 8, None, 2.0))
     assert np.abs(wav - own).max() < 1e-3
+
+
+def test_the_calls_of_the_guide_work(running, tmp_path, monkeypatch):
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    calls = [block for block in re.findall(r"```\w+\n(.*?)```", text, re.DOTALL) if ":7860/generate" in block]
+    call, program = (block.replace("127.0.0.1:7860", "{}:{}".format(*running.address)) for block in calls)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_PROXY", "*")
+    asked = running.post({"prompt": "a dog barks while rain falls", "seed": 3}).content
+    if shutil.which("curl"):
+        subprocess.run(["bash", "-e", "-c", call], check=True, capture_output=True)
+        assert (tmp_path / "dog.wav").read_bytes() == asked
+        (tmp_path / "dog.wav").unlink()
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(program, {})
+    assert (tmp_path / "dog.wav").read_bytes() == asked
+    assert json.loads(printed.getvalue())["seed"] == 3
 
 
 def test_a_streamed_sound_is_the_same_and_comes_in_pieces(running):
