@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt
 
-.PHONY: setup demo test networks claims paper clean
+.PHONY: setup demo test guides networks claims paper clean
 .DEFAULT_GOAL := demo
 
 setup: .venv/.installed
@@ -35,6 +35,10 @@ test: setup
 	mypy
 	lint-imports
 	python -m pytest
+
+# The two guides that train: your own sounds, and the paper's page; the others are followed by `make test`.
+guides: setup
+	python -m pytest -m slow tests/docs
 
 # The small weights that the demo loads: the same stages with `weights: null`, longer, in a clone beside this tree.
 networks: setup

@@ -39,6 +39,7 @@ from siren.randomness import uniforms
 
 CODEBOOKS, TRANSFORMERS, TEXT, TEXT_WIDTH = 12, 6, 16, 768
 WHOLE = Sampling(temperature=1.0, top_k=None, top_p=None, guidance=None)
+BANDWIDTH = 4.3e12  # bytes a second that an H200 copies at: a frame takes at least what it has to read over this
 NO_KERNEL = ("_unsafe_view", "detach", "alias", "lift_fresh")  # of dispatched names
 
 
@@ -273,12 +274,26 @@ def measure(
         flush=True,
     )
     steps = 1 + (CODEBOOKS - 1) / num_frames
+    assert isinstance(rows["stacked"], Stacked)
+    volume = read(rows["stacked"], batch, num_frames)
     for row, own in seconds.items():
         rate = batch * num_frames / statistics.median(own)
         against = "".join(f"   {ratio(seconds[peer], own)} x {peer}" for peer in ("naive", "plain", "musicgen"))
         level = ratio([s / steps for s in seconds["musicgen"]], own) if row != "musicgen" else ""
         print(f"  {row:9}{rate:9.1f} frames/s{against}   {level}{' per step' if level else ''}", flush=True)
+        if row in ("stacked", "compiled"):
+            speed = volume * rate / batch
+            share = f", {speed / BANDWIDTH:.0%} of the bound of an H200" if cuda else ""
+            print(f"{'':12}reads {volume / 2**20:,.0f} MiB a frame: {speed / 1e9:,.1f} GB/s{share}", flush=True)
     return seconds
+
+
+def read(stacked: Stacked, batch: int, num_frames: int) -> int:
+    """Bytes that a frame has to read: matrices, those of a decoder for each code of its group, and half the caches."""
+    decoder = sum(held[i].nbytes for held, i in stacked.decoder.tensors())
+    temporal = sum(held[i].nbytes for held, i in stacked.temporal.tensors())
+    caches = stacked.memory(batch, num_frames, TEXT)["caches"] // 2
+    return temporal + stacked.N * decoder + stacked.classifier.nbytes + caches
 
 
 def ratio(base: list[float], own: list[float]) -> str:

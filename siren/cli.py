@@ -197,7 +197,9 @@ def _engine(
 
 def _lines(file: str) -> list[str]:
     """The prompts of a file, or of standard input; empty lines are none."""
-    text = sys.stdin.read() if file == "-" else Path(file).read_text()
+    if file != "-" and not Path(file).is_file():
+        raise ValueError(f"no file {file}; --file takes one with a prompt on each line, or - for standard input")
+    text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

@@ -10,7 +10,6 @@ a transformer remembers the fingerprint of the codec and of the text encoder tha
 
 import dataclasses
 import json
-import math
 import shutil
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -40,6 +39,7 @@ from siren.progress import notice
 
 KIND = "transformer"
 INDEX = "bundle.json"
+DECODED_SECONDS = 30.0  # of a clip that the codec decodes at once: its memory does not grow with longer ones
 LONGEST_SECONDS = 600.0  # of a clip that is asked for: a limit against slips, not of the method
 
 
@@ -240,8 +240,9 @@ class Bundle:
         wavs: list[np.ndarray] = []
         for begin in range(0, len(prompts), batch_size):
             some, own = prompts[begin : begin + batch_size], seeds[begin : begin + batch_size]
-            (whole,) = self.stream(some, own, seconds, sampling, prefix, chunk_seconds=math.inf)
-            wavs += list(whole)
+            wavs += list(
+                np.concatenate(list(self.stream(some, own, seconds, sampling, prefix, DECODED_SECONDS)), axis=1)
+            )
         return wavs
 
     def stream(
@@ -262,7 +263,7 @@ class Bundle:
         drawn = streaming.codes(
             self.sampler, states, mask, seeds, num_frames, sampling or self.sampling, self.window, prefix
         )
-        chunk = min(num_frames, max(1, self._frames(min(chunk_seconds, LONGEST_SECONDS))))
-        if chunk == num_frames and chunk_seconds == math.inf:
-            chunk += self.codec.context  # nothing goes out before the end
+        chunk = self._frames(chunk_seconds)
+        if chunk >= num_frames:
+            chunk = num_frames + self.codec.context  # nothing goes out before the end
         return (wav.cpu().numpy() for wav in streaming.decode(self.codec, drawn, num_frames, chunk, prefix))

@@ -114,6 +114,22 @@ def test_memory_is_told_before_the_start_and_does_not_grow(bundle):
         Engine(bundle, LIMITS, memory=1000)
 
 
+def test_a_long_clip_is_decoded_in_pieces_and_sounds_as_if_it_were_not(bundle, monkeypatch):
+    """Its codec would take memory without end."""
+    lengths, decode = [], bundle.codec.decode
+    monkeypatch.setattr(
+        bundle.codec, "decode", lambda codes, first=0: lengths.append(codes.shape[-1]) or decode(codes, first)
+    )
+    (whole,) = bundle.sample(["rain"], [3], 0.2)
+    assert lengths == [100]
+    monkeypatch.setattr("siren.generate.bundle.DECODED_SECONDS", 0.05)
+    lengths.clear()
+    (pieces,) = bundle.sample(["rain"], [3], 0.2)
+    assert max(lengths) <= 25 + 2 * bundle.codec.context
+    assert pieces.shape == whole.shape
+    assert np.abs(pieces - whole).max() < 1e-3 * np.abs(whole).max()
+
+
 def test_what_cannot_be_made_is_refused_before_it_waits(engine, bundle):
     for prompt, seconds, said in [
         (" ", None, "the prompt is empty"),
