@@ -73,6 +73,12 @@ def test_a_sound_is_served_whole_in_parts_and_with_its_sidecar(bundle):
     engine.close()
 
 
+READY = """(() => {
+  const box = document.querySelector('#prompt textarea')?.getBoundingClientRect();
+  return box && document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2)?.tagName === 'TEXTAREA';
+})()"""  # the page is built up piece by piece
+
+
 @pytest.fixture(scope="module")
 def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`siren ui` with two models."""
@@ -104,13 +110,13 @@ def test_a_sound_is_heard_while_it_is_made(page, tmp_path, width, height, mobile
         browser.evaluate("document.querySelector('input[type=number]').focus(); document.activeElement.select()")
         browser.type(seconds)
         browser.press("Tab", 9)
-        time.sleep(0.5)  # until the page has taken it
+        time.sleep(1.5)  # until the page has taken it, on a busy machine
         browser.click("#make")
 
     try:
         browser.size(width, height, mobile)
         browser.open(page)
-        browser.until("!!document.querySelector('#prompt textarea')", 60)
+        browser.until(READY, 60)
         browser.click("#prompt textarea")
         browser.type("a dog barks")
         ask("60")
