@@ -54,7 +54,9 @@ STYLE = """
 .siren-cursor { position: absolute; top: 0; bottom: 0; left: 0; width: 2px; background: #f97316; pointer-events: none; }
 #make, #again, #stop { white-space: nowrap; font-size: 1rem; padding: .6rem .4rem; }
 footer { display: none !important; }
-@media (max-width: 640px) { .gradio-container { padding: .5rem !important; } }
+@media (max-width: 640px) {
+  .gradio-container { padding: .5rem !important; } #make, #again, #stop { font-size: .85rem; }
+}
 """
 # One sound at a time; a cursor over the pictures; a click in them plays from there. Media events do not bubble.
 SCRIPT = """<script>
