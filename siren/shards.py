@@ -158,10 +158,13 @@ def read_quarantine(folder: str | Path) -> pa.Table:
 
 def float_to_pcm(wav: np.ndarray) -> bytes:
     """A waveform with full scale 1.0 as little-endian int16, clipped to the int16 range. Raises ValueError for NaN."""
-    scaled = np.multiply(wav, FULL_SCALE, dtype=np.float64)
-    if not (np.isfinite(scaled.max(initial=0)) and np.isfinite(scaled.min(initial=0))):
+    low, high = wav.min(initial=0), wav.max(initial=0)  # NaN, where there is one
+    if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("a waveform with NaN or infinite values cannot be stored as int16")
-    np.clip(np.rint(scaled, out=scaled), -FULL_SCALE - 1, FULL_SCALE, out=scaled)
+    scaled = np.multiply(wav, FULL_SCALE, dtype=np.float64)
+    np.rint(scaled, out=scaled)
+    if max(-low, high) > 1:
+        np.clip(scaled, -FULL_SCALE - 1, FULL_SCALE, out=scaled)
     return scaled.astype("<i2").tobytes()
 
 
