@@ -125,7 +125,7 @@ def test_finished_shards_are_not_made_again(tmp_path: Path, capsys: pytest.Captu
 def test_a_local_worker_that_is_killed_costs_its_shard(tmp_path: Path) -> None:
     log, folder, rows = tmp_path / "log", tmp_path / "out", engine.ranges(6, 1)
     local = engine.Local(engine.Settings(workers=2))
-    with pytest.raises(RuntimeError, match="finished shards are kept"):
+    with pytest.raises(ChildProcessError, match="finished shards are kept"):
         engine.pieces(local, partial(Dies, log, 3), rows, folder, "squares")
     there = {path.name for path in folder.glob("*.arrow")}
     assert "000000.arrow" in there
