@@ -186,8 +186,7 @@ def _gatherer() -> Work:
 
 def _gather(shard: _Shard) -> None:
     parts = [shards.read_table(path).slice(start, stop - start) for path, start, stop in shard.parts]
-    table = pa.concat_tables([part.replace_schema_metadata(None) for part in parts])
-    shards.write_table(shard.path, table.combine_chunks())
+    shards.write_table(shard.path, shards.joined(parts))
 
 
 def ranges(total: int, size: int) -> list[range]:
