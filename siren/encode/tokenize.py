@@ -126,7 +126,8 @@ class Once:
     """A network that is loaded once in this process, and again where a copy of this is sent."""
 
     def __init__(self, load: Load) -> None:
-        self.load, self.found = load, None
+        self.load = load
+        self.found: tuple[Any, str] | None = None
 
     def __call__(self) -> tuple[Any, str]:
         self.found = self.found or self.load()

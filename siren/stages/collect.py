@@ -25,7 +25,7 @@ def fetch(config: Config) -> None:
         )
         shards.write_table(CLIPS / "clips.parquet", clips)
         counts = {"in": total, "out": clips.num_rows, "quarantined": len(quarantine)}
-        run.summary(places.account("fetch", CLIPS, counts, quarantine))
+        run.summary(places.account(run, "fetch", CLIPS, counts, quarantine))
         if not clips.num_rows:
             why = quarantine[0]["detail"] if quarantine else "the sources are empty"
             raise ValueError(f"no clip is left, e.g. because: {why}; see {CLIPS}/quarantine.parquet")
@@ -44,5 +44,5 @@ def segment(config: Config) -> None:
         work = places.pieces("segment", [CLIPS / "clips.parquet"], settings, config.audio)
         quarantine, counts = segments.segment(clips, CLIPS, SEGMENTS, settings, config.audio, work, where)
         fixes = {name: counts.pop(name) for name in list(counts) if name.startswith("fix/")}
-        run.summary(places.account("segment", SEGMENTS, counts, quarantine) | fixes)
+        run.summary(places.account(run, "segment", SEGMENTS, counts, quarantine) | fixes)
         places.made("segment")

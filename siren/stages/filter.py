@@ -29,7 +29,7 @@ def caption(config: Config) -> None:
         counts = {"in": table.num_rows + len(quarantine), "out": table.num_rows, "quarantined": len(quarantine)}
         used = sum((Counter(rules) for _, rules in notes), Counter[str]())
         counts |= {f"rule/{name}": count for name, count in used.items()}
-        run.summary(places.account("caption", CAPTIONS, counts, quarantine))
+        run.summary(places.account(run, "caption", CAPTIONS, counts, quarantine))
         places.made("caption")
 
 
@@ -51,7 +51,7 @@ def score(config: Config) -> None:
             "out": table.num_rows,
             "quarantined": len(quarantine),
         }
-        run.summary(places.account("score", SCORES, counts, quarantine))
+        run.summary(places.account(run, "score", SCORES, counts, quarantine))
         places.made("score")
 
 

@@ -169,7 +169,9 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def account(name: str, folder: Path, counts: dict[str, Any], quarantine: list[dict[str, str]]) -> dict[str, float]:
+def account(
+    run: tracking.Run, name: str, folder: Path, counts: dict[str, Any], quarantine: list[dict[str, str]]
+) -> dict[str, float]:
     """Write a data stage's quarantine and summary, end it with one line on stdout, and return its figures."""
     from siren import shards
 
@@ -177,5 +179,13 @@ def account(name: str, folder: Path, counts: dict[str, Any], quarantine: list[di
     reasons = dict(sorted(Counter(row["reason"] for row in quarantine).items()))
     (folder / "summary.json").write_text(json.dumps(counts | {"reasons": reasons}, indent=1) + "\n")
     why = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
-    print(f"{name}: {counts['in']} in, {counts['out']} out, {counts['quarantined']} quarantined{why and f' ({why})'}")
+    print(
+        f"{name}: {counts['in']} in, {counts['out']} out, {counts['quarantined']} quarantined"
+        f"{why and f' ({why})'}, {took(run, counts['in'])}"
+    )
     return counts | {f"reason/{reason}": count for reason, count in reasons.items()}
+
+
+def took(run: tracking.Run, count: int) -> str:
+    """Time and throughput of a stage, for its last line."""
+    return f"{run.seconds:.1f} s, {count / max(run.seconds, 1e-3):.3g} a second"
