@@ -157,11 +157,11 @@ def gather(
     starts = ends - np.diff(ends, prepend=0)  # of each piece among all rows
     made = []
     for index, rows in enumerate(ranges(int(ends[-1]), rows_per_shard) or [range(0)]):
+        some = range(np.searchsorted(ends, rows.start, "right"), np.searchsorted(starts, rows.stop, "left"))
         spans = [
-            (path, max(rows.start - a, 0), min(rows.stop, b) - a)
-            for path, a, b in zip(paths, starts, ends, strict=True)
+            (paths[k], max(rows.start - int(starts[k]), 0), min(rows.stop, int(ends[k])) - int(starts[k])) for k in some
         ]
-        parts = [(path, int(a), int(b)) for path, a, b in spans if a < b] or [(paths[0], 0, 0)]
+        parts = [(path, a, b) for path, a, b in spans if a < b] or [(paths[0], 0, 0)]
         made.append(_Shard(folder / f"{stem}-{index:05d}{suffix}", parts, len(rows)))
     for _ in each(engine, _gatherer, made, f"write {stem}", "row"):
         pass
