@@ -4,6 +4,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from email.utils import formatdate
@@ -166,6 +167,24 @@ def test_processes_that_want_one_file_ask_once_and_leave_no_lock(server: Server,
             thread.join()
         assert server.seen["/a.wav"] == 1
         assert [path for path in tmp_path.rglob("*") if path.is_file()] == [downloaders[0].path(url)]
+
+
+def test_a_lock_is_held_by_one_at_a_time_however_many_want_it(downloader: Downloader, tmp_path: Path) -> None:
+    inside, most = [0], [0]
+
+    def hold() -> None:
+        for _ in range(100):
+            with downloader.lock(tmp_path / "a" / "x.wav"):
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                time.sleep(0)
+                inside[0] -= 1
+
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(hold) for _ in range(8)]:
+            done.result()
+    assert most == [1]
+    assert list((tmp_path / "a").iterdir()) == []
 
 
 class Clock:

@@ -135,8 +135,12 @@ class Downloader:
         while True:
             with place.open("w") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
+                try:
+                    found = place.stat()
+                except FileNotFoundError:
+                    continue
                 # Who held it before has removed the file: then this is the lock of nothing, and there may be another.
-                if place.exists() and os.path.samestat(os.fstat(file.fileno()), place.stat()):
+                if os.path.samestat(os.fstat(file.fileno()), found):
                     try:
                         yield
                     finally:
