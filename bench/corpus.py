@@ -10,6 +10,7 @@ little.
   files; `segment`: the whole stage, with its pieces and shards on disk. In turns, on the files as they are, and on 10 s
   at 44.1 kHz in two channels, which is what most sources have.
 - `memory`: peak resident memory of a fresh process that cuts few segments, and of one that cuts all.
+- `tokenize`: the whole stage beside its networks alone, in turns. `select`: the whole stage on made-up scores.
 - `networks`: codec and CLAP of a scale at random weights: CPU seconds, and operations counted by torch.
 """
 
@@ -29,17 +30,23 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import soundfile
 import soxr
 
-from siren import audio
+from siren import audio, shards
 from siren.collect import segment
 from siren.collect.sources import CLIPS_SCHEMA
-from siren.config import Audio, Network, Segment
+from siren.config import Audio, Network, Segment, Select
+from siren.engine import ranges
+from siren.filter import select
 
 RULES = Segment(min_seconds=0.2, min_snr_db=-20.0, silence_dbfs=-100.0, max_bit_errors=None)  # all are kept
 FORMAT = Audio(16000, 10.0)
 TURNS = 4
+BATCH = 64  # segments that `tokenize` encodes at once
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 
 
 def usual(folder: Path, names: list[str], out: Path) -> list[str]:
@@ -83,6 +90,7 @@ def cut(clips: pa.Table, folder: Path, out: Path) -> dict[str, float]:
 def compared(folder: Path, names: list[str], count: int, out: Path) -> dict[str, float]:
     """Milliseconds a segment of both, in turns over the same files, and what share of the limit is reached."""
     clips, spent = listed(names, count), {"limit": 0.0, "rules": 0.0, "segment": 0.0, "segments": 0.0}
+    cut(clips.slice(0, 64), folder, out)  # imports and the first use of memory are no cost of a segment
     for part in np.array_split(np.arange(count), TURNS):
         rows = clips.take(part)
         clock = time.process_time()
@@ -102,9 +110,9 @@ def compared(folder: Path, names: list[str], count: int, out: Path) -> dict[str,
     return {"segments": spent["segments"], **each, **shares, **rate, "bytes": round(size)}
 
 
-def fresh(folder: Path, count: int, out: Path) -> dict[str, float]:
-    """Cut so many segments in a process of their own; its peak memory."""
-    command = [sys.executable, __file__, str(folder), str(out), "--cut", str(count)]
+def alone(*arguments: Any) -> dict[str, float]:
+    """Something of this file in a process of its own, with its peak memory."""
+    command = [sys.executable, __file__, *map(str, arguments)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
@@ -148,6 +156,101 @@ def networks(scale: Path) -> dict[str, Any]:
     return found
 
 
+def tokenizing(folder: Path, names: list[str], count: int, out: Path) -> dict[str, float]:
+    """Milliseconds a pair of the whole stage, and of its networks alone at the same batches, in turns.
+
+    The committed networks of scale `demo`, the smallest there are, so that all around them weighs most. Every pair has
+    a caption of its own.
+    """
+    import torch
+
+    from siren.encode import tokenize
+
+    cut(listed(names, count), folder, out / "segments")
+    table = shards.read_shards(out / "segments", "segments")
+    captions = [f"{names[row % len(names)]}, sound number {row}" for row in range(count)]
+    columns = {name: table[name] for name in ("id", "labels", "relation")}
+    crops = pa.array([[0, 16000, 32000]] * count, pa.list_(pa.int32()))
+    pairs = pa.table(columns | {"caption": captions, "crop_offsets": crops})
+    (codec, _), (clap, _) = load_codec(), load_clap()
+    wavs = shards.pcm_to_float(table["pcm"])
+    spent = {"limit": 0.0, "stage": 0.0}
+
+    def networks_alone() -> None:
+        with torch.inference_mode():
+            for rows in ranges(count, BATCH):
+                codec.encode(torch.from_numpy(wavs[rows.start : rows.stop]))
+            for rows in ranges(count, BATCH):
+                clap.text_states(sorted(captions)[rows.start : rows.stop])
+
+    def whole() -> None:
+        work = out / "work"
+        loads, rate = (load_codec, load_clap), FORMAT.sample_rate
+        tokenize.tokenize(*loads, out / "segments", {"stage1": pairs}, out / "tokens", work, rate, BATCH, 4096)
+        shutil.rmtree(work)
+
+    networks_alone()
+    for _ in range(TURNS):
+        for name, work in (("limit", networks_alone), ("stage", whole)):
+            clock = time.process_time()
+            work()
+            spent[name] += time.process_time() - clock
+    each = {f"{name}_ms": round(1e3 * value / (TURNS * count), 3) for name, value in spent.items()}
+    share, rate = spent["limit"] / spent["stage"], TURNS * count / spent["stage"]
+    return {"pairs": count, **each, "share": round(share, 3), "pairs_per_core_second": round(rate, 1)}
+
+
+def selecting(count: int, out: Path) -> dict[str, float]:
+    """Write tables of so many segments and scores, and select of them in a process of its own."""
+    random = np.random.default_rng(0)
+    numbers = np.arange(count)
+    recordings = pc.binary_join_element_wise("recording-", pc.cast(pa.array(numbers // 2), pa.string()), "")
+    held = pa.array(np.select([numbers // 2 % 500 == 0, numbers // 2 % 500 == 1], [1, 2], 0))  # whole recordings
+    ids = pc.binary_join_element_wise(recordings, pc.cast(pa.array(numbers % 2), pa.string()), "-")
+    labels = pa.array([["sound", "thing"]]).take(pa.array(np.zeros(count, int)))
+    columns = {"id": ids, "labels": labels, "relation": pa.nulls(count, pa.string()), "recording_id": recordings}
+    columns["split"] = pa.array(["train", "val", "test"]).take(held)
+    columns["source"] = pa.array(["audioset", "vggsound", "freesound"]).take(pa.array(random.integers(0, 3, count)))
+    columns["num_samples"] = pa.array(np.full(count, FORMAT.segment_samples, np.int32))
+    shards.write_table(out / "segments-00000.parquet", pa.table(columns))
+    score = random.normal(0.25, 0.1, count).astype(np.float32)
+    ends = pa.array(np.arange(0, 5 * count + 1, 5, dtype=np.int32))
+    crops = (np.repeat(score, 5) + random.normal(-0.02, 0.05, 5 * count)).astype(np.float32)
+    found = {"id": ids, "caption": pc.binary_join_element_wise("what is heard in ", ids, "")}
+    found |= {"candidate_scores": pa.ListArray.from_arrays(ends, pa.array(crops)), "score": pa.array(score)}
+    found["crop_offsets"] = pa.ListArray.from_arrays(
+        ends, pa.array(np.tile(np.arange(5, dtype=np.int32) * 16000, count))
+    )
+    found["crop_scores"] = pa.ListArray.from_arrays(ends, pa.array(crops))
+    shards.write_table(out / "scores.parquet", pa.table(found))
+    return {"segments": count} | alone(out, out, "--select")
+
+
+def chosen(folder: Path) -> dict[str, int]:
+    """All of the stage `select`, as for the paper's smaller corpus, on the tables of `selecting`."""
+    names = ["id", "labels", "relation", "recording_id", "split", "source", "num_samples"]
+    segments, scores = shards.read_shards(folder, "segments", names), pq.read_table(folder / "scores.parquet")
+    most, some = len(scores) // 42, len(scores) // 4200  # the paper's shares
+    settings = Select(0.4, 0.2, max_pairs=most, rl_prompts=some, reserve_rl=True, val_pairs=some, test_pairs=None)
+    swept = select.sweep(segments, scores, settings.min_crop_score, FORMAT.sample_rate)
+    splits, funnel = select.select(segments, scores, settings, 0)
+    for name, table in (*splits.items(), ("sweep", swept)):
+        shards.write_table(folder / f"{name}.parquet", table)
+    return funnel
+
+
+def load_codec() -> tuple[Any, str]:
+    from siren.networks import codec as codecs
+
+    return codecs.load(WEIGHTS / "codec", "cpu"), "cpu"
+
+
+def load_clap() -> tuple[Any, str]:
+    from siren.networks import clap as claps
+
+    return claps.load(WEIGHTS / "clap", "cpu"), "cpu"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -156,15 +259,24 @@ def main() -> None:
     parser.add_argument("--scale", type=Path, default=Path("conf/scale/1.6b.yaml"))
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--cut", type=int, help="only cut so many; used for the fresh process")
+    parser.add_argument("--select", action="store_true", help="only select of the tables in folder; likewise")
     options = parser.parse_args()
-    with (options.folder / "manifest.csv").open(newline="") as file:
-        names = [row["file"] for row in csv.DictReader(file)]
-    if options.cut:
-        counts = cut(listed(names, options.cut), options.folder, options.scratch)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        print(json.dumps({"segments": counts["segments"], "peak_mb": peak, "cpu_seconds": time.process_time()}))
+    names = []
+    if not options.select:
+        with (options.folder / "manifest.csv").open(newline="") as file:
+            names = [row["file"] for row in csv.DictReader(file)]
+    if options.cut or options.select:
+        clock = time.monotonic()
+        if options.select:
+            counts: dict[str, float] = dict(chosen(options.folder))
+        else:
+            counts = {"segments": cut(listed(names, options.cut), options.folder, options.scratch)["segments"]}
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        spent = {"wall_seconds": round(time.monotonic() - clock, 1), "cpu_seconds": round(time.process_time(), 1)}
+        print(json.dumps(counts | {"peak_mb": used.ru_maxrss // 1024} | spent))
         return
     many, few, timed = (400, 100, 100) if options.quick else (options.segments, options.segments // 10, 600)
+    sizes = (10_000,) if options.quick else (1_000_000, 4_200_000)
     options.scratch.mkdir(parents=True)
     try:
         wide = options.scratch / "wide"
@@ -173,8 +285,10 @@ def main() -> None:
             "machine": lambda: {"cpu": platform.machine(), "python": platform.python_version()},
             "as_they_are": lambda: compared(options.folder, names, timed, options.scratch / "a"),
             "44.1_khz_stereo": lambda: compared(wide, made, timed, options.scratch / "b"),
+            "tokenize": lambda: tokenizing(options.folder, names, 64 if options.quick else 320, options.scratch / "t"),
+            "select": lambda: [selecting(count, options.scratch / "s") for count in sizes],
             "networks": lambda: networks(options.scale),
-            "memory": lambda: [fresh(options.folder, count, options.scratch / "c") for count in (few, many)],
+            "memory": lambda: [alone(options.folder, options.scratch / "c", "--cut", count) for count in (few, many)],
         }
         for name, part in parts.items():
             print(json.dumps({name: part()}), flush=True)

@@ -12,12 +12,10 @@ ray), SIREN_WORKERS, SIREN_WORKER_CPUS, SIREN_WORKER_GPUS, and Ray's own RAY_ADD
 
 import json
 import logging
-import math
 import multiprocessing
 import os
 import pickle
 import shutil
-import tempfile
 import threading
 import traceback
 import uuid
@@ -38,10 +36,11 @@ from siren.config import require
 from siren.progress import notice, track
 
 Work = Callable[[Any], Any]
-Make = Callable[[], Work]  # something that can be pickled: a function or class of a module, or a partial of one
+Make = Callable[[], Work]  # can be pickled, and is small: a function or class of a module, or a partial of one
 
 STORE_BYTES = 256 * 2**20  # of a cluster that is started here: results are small, the rest goes through files
 MAX_FAILURES = 10  # of the nodes of one training; each resumes from its checkpoint
+REMEDY = "(SIREN_WORKERS=1 needs least); finished shards are kept, so run the stage again"
 CARRIED = ("PYTHONPATH", "OMP_NUM_THREADS", "DVC_STAGE", "DVC_EXP_NAME")  # to workers, with all of ours
 CARRIED_PREFIXES = ("SIREN_", "HF_")
 MISSING = "SIREN_ENGINE is ray, and ray is not installed; `pip install 'siren[ray]'`, or unset SIREN_ENGINE"
@@ -52,11 +51,18 @@ class Engine(Protocol):
 
     name: str
 
-    def map(self, make: Make, items: Sequence[Any], network: bool = False) -> Iterator[Any]:
+    def map(self, make: Make, items: Sequence[Any], network: bool = False, most: int | None = None) -> Iterator[Any]:
         """`make()(item)` of each item, in order. `network`: the work holds a network, and takes its device for itself.
 
-        An exception of `work` comes out here as it is.
+        `most`: so many workers at once, or fewer. An exception of `work` comes out here as it is; a worker that ends
+        without one is a ChildProcessError, where it is not replaced.
         """
+
+    def room(self) -> int:
+        """How many workers there may be at once."""
+
+    def shared(self, make: Callable[[], Any]) -> Any:
+        """What `make` gives, once for all workers: its methods run in one place, and can be called from anywhere."""
 
     def train(self, name: str, function: Callable[[], None], processes: int) -> None:
         """Run a training that keeps its own checkpoints, in so many processes that find each other as by torchrun."""
@@ -103,12 +109,18 @@ def chosen() -> Engine:
 
 
 def each(
-    engine: Engine, make: Make, items: Iterable[Any], label: str, unit: str = "item", network: bool = False
+    engine: Engine,
+    make: Make,
+    items: Iterable[Any],
+    label: str,
+    unit: str = "item",
+    network: bool = False,
+    most: int | None = None,
 ) -> Iterator[Any]:
     """`engine.map` with progress: an item that has a length counts for so many."""
     items = list(items)
     sizes = [len(item) if hasattr(item, "__len__") else 1 for item in items]
-    return track(engine.map(make, items, network), label, sum(sizes), unit=unit, sizes=sizes)
+    return track(engine.map(make, items, network, most), label, sum(sizes), unit=unit, sizes=sizes)
 
 
 def pieces(
@@ -145,11 +157,11 @@ def gather(
     starts = ends - np.diff(ends, prepend=0)  # of each piece among all rows
     made = []
     for index, rows in enumerate(ranges(int(ends[-1]), rows_per_shard) or [range(0)]):
+        some = range(np.searchsorted(ends, rows.start, "right"), np.searchsorted(starts, rows.stop, "left"))
         spans = [
-            (path, max(rows.start - a, 0), min(rows.stop, b) - a)
-            for path, a, b in zip(paths, starts, ends, strict=True)
+            (paths[k], max(rows.start - int(starts[k]), 0), min(rows.stop, int(ends[k])) - int(starts[k])) for k in some
         ]
-        parts = [(path, int(a), int(b)) for path, a, b in spans if a < b] or [(paths[0], 0, 0)]
+        parts = [(path, a, b) for path, a, b in spans if a < b] or [(paths[0], 0, 0)]
         made.append(_Shard(folder / f"{stem}-{index:05d}{suffix}", parts, len(rows)))
     for _ in each(engine, _gatherer, made, f"write {stem}", "row"):
         pass
@@ -174,8 +186,7 @@ def _gatherer() -> Work:
 
 def _gather(shard: _Shard) -> None:
     parts = [shards.read_table(path).slice(start, stop - start) for path, start, stop in shard.parts]
-    table = pa.concat_tables([part.replace_schema_metadata(None) for part in parts])
-    shards.write_table(shard.path, table.combine_chunks())
+    shards.write_table(shard.path, shards.joined(parts))
 
 
 def ranges(total: int, size: int) -> list[range]:
@@ -236,50 +247,58 @@ class Local:
         self.settings = settings
         self.pool: ProcessPoolExecutor | None = None  # kept, because processes take a second to start
 
-    def map(self, make: Make, items: Sequence[Any], network: bool = False) -> Iterator[Any]:
-        workers = self.settings.workers or len(os.sched_getaffinity(0))
-        if network or min(workers, len(items)) < 2:
+    def map(self, make: Make, items: Sequence[Any], network: bool = False, most: int | None = None) -> Iterator[Any]:
+        workers = min(self.room(), most or len(items), len(items))
+        if network or workers < 2:
             if items:
                 yield from map(make(), items)
             return
         if self.pool is None:
             # Spawned: a fork of a process that has threads (torch, pyarrow) may hang.
-            self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+            context = multiprocessing.get_context("spawn")
+            self.pool = ProcessPoolExecutor(self.room(), context, initializer=_end_with_parent)
         waiting: deque[Future[Any]] = deque()
-        with tempfile.NamedTemporaryFile(prefix="siren-work-") as file:  # each process reads it once
-            file.write(pickle.dumps(make))
-            file.flush()
-            try:
-                for item in items:
-                    waiting.append(self.pool.submit(_do, file.name, item))
-                    if len(waiting) > 2 * workers:
-                        yield waiting.popleft().result()
-                while waiting:
+        token = uuid.uuid4().hex
+        try:
+            for item in items:
+                waiting.append(self.pool.submit(_do, token, make, item))
+                if len(waiting) >= (most or 2 * workers):
                     yield waiting.popleft().result()
-            except BrokenProcessPool:
-                self.pool = None
-                raise RuntimeError(
-                    "a worker process ended at once: it was killed, or memory ran out (SIREN_WORKERS=1 needs least); "
-                    "finished shards are kept, so run the stage again"
-                ) from None
-            finally:
-                for future in waiting:
-                    future.cancel()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            self.pool = None
+            why = "a worker process ended at once: it was killed, or memory ran out"
+            raise ChildProcessError(f"{why} {REMEDY}") from None
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def room(self) -> int:
+        return self.settings.workers or cores()
+
+    def shared(self, make: Callable[[], Any]) -> Any:
+        return make()  # for threads of this process: what waits for a network needs no other
 
     def train(self, name: str, function: Callable[[], None], processes: int) -> None:
         function()
 
 
+def cores() -> int:
+    """Those that this process may use; macOS knows only of all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 _held: dict[str, Work] = {}  # work that this process has built, by the map that it belongs to
 
 
-def _do(name: str, item: Any) -> Any:
+def _do(token: str, make: Make, item: Any) -> Any:
     try:
-        if name not in _held:
+        if token not in _held:
             progress.silence()
             _held.clear()
-            _held[name] = pickle.loads(Path(name).read_bytes())()
-        return _held[name](item)
+            _held[token] = make()
+        return _held[token](item)
     except Exception as error:
         raise _carried(error) from None  # one that cannot be sent would count as the death of this process
 
@@ -310,7 +329,7 @@ class Ray:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
-    def map(self, make: Make, items: Sequence[Any], network: bool = False) -> Iterator[Any]:
+    def map(self, make: Make, items: Sequence[Any], network: bool = False, most: int | None = None) -> Iterator[Any]:
         if not items:
             return
         ray = self._connect()
@@ -327,9 +346,9 @@ class Ray:
         token = uuid.uuid4().hex
         if network:
             gpus = self._gpus(ray)
-            room = ray.cluster_resources()
-            most = min(room.get("CPU", 1) / self.settings.cpus, room.get("GPU", 0) / gpus if gpus else math.inf)
-            most = max(1, min(self.settings.workers or int(most), len(items)))
+            most = min(self.room(), most or len(items), len(items))
+            if gpus and self.settings.workers is None:
+                most = max(1, min(most, int(ray.cluster_resources().get("GPU", 0) / gpus)))
             data = data.map_batches(
                 _Actor,
                 batch_size=None,
@@ -344,15 +363,28 @@ class Ray:
                 _task,
                 batch_size=None,
                 batch_format="pyarrow",
-                compute=ray_data.TaskPoolStrategy(size=self.settings.workers),
+                compute=ray_data.TaskPoolStrategy(size=most or self.settings.workers),
                 fn_args=(token, str(Path.cwd()), make),
                 **resources,
             )
-        for row in data.iter_rows():
-            result, error = pickle.loads(row["result"])
-            if error is not None:
-                raise error
-            yield result
+        try:
+            for row in data.iter_rows():
+                result, error = pickle.loads(row["result"])
+                if error is not None:
+                    raise error
+                yield result
+        except ray.exceptions.RayError as error:  # of the cluster, not of the work
+            raise ChildProcessError(f"Ray gave up: {str(error).splitlines()[0]} {REMEDY}") from error
+
+    def room(self) -> int:
+        cpus = self._connect().cluster_resources().get("CPU", 1)
+        return self.settings.workers or max(1, int(cpus / self.settings.cpus))
+
+    def shared(self, make: Callable[[], Any]) -> Any:
+        ray = self._connect()
+        # Restarted with the node that it was on; what it knew is lost then, which is pauses and a pace here.
+        lasting = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "runtime_env": _environment()}
+        return _Shared(ray.remote(_Host).options(**lasting).remote(make))
 
     def train(self, name: str, function: Callable[[], None], processes: int) -> None:
         """Ray Train. A node that dies is replaced; the training goes on from its checkpoint, as `function` finds it."""
@@ -404,6 +436,30 @@ class Ray:
 def _environment() -> dict[str, Any]:
     names = [n for n in os.environ if n in CARRIED or n.startswith(CARRIED_PREFIXES)]
     return {"env_vars": {name: os.environ[name] for name in names}}
+
+
+class _Host:
+    """Holds what workers share, in an actor."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.held = make()
+
+    def call(self, name: str, arguments: tuple[Any, ...]) -> Any:
+        return getattr(self.held, name)(*arguments)
+
+
+class _Shared:
+    """The methods of what an actor holds."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name.startswith("_"):  # also while one is read that has no actor yet
+            raise AttributeError(name)
+        import ray
+
+        return lambda *arguments: ray.get(self._actor.call.remote(name, arguments))
 
 
 class _Actor:

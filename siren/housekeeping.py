@@ -19,7 +19,7 @@ import yaml
 from siren.tracking import lineage, locks, origin, records, store
 
 CACHE = Path(".dvc/cache/files/md5")
-CACHED, CHECKPOINTS, RECORDS = "cached data", "checkpoints", "records in MLflow"
+KINDS = CACHED, CHECKPOINTS, PIECES, RECORDS = "cached data", "checkpoints", "unfinished pieces", "records in MLflow"
 Found = list[tuple[str, Path]]  # what, and a file or folder
 
 
@@ -31,13 +31,13 @@ def collect(root: Path, days: float) -> Found:
     before = time.time() - days * 86400
     _idle(root)
     cached = [(CACHED, path) for path in unneeded(root / CACHE, keep(root))]
-    found = [*cached, *_checkpoints(root), *_records(root)]
+    found = [*cached, *_checkpoints(root), *_pieces(root), *_records(root)]
     return [(what, path) for what, path in found if _touched(path) < before]
 
 
 def totals(found: Found) -> list[tuple[str, list[Path], int]]:
     """For each kind: its paths and bytes; the last row is all."""
-    kinds = {what: [path for kind, path in found if kind == what] for what in (CACHED, CHECKPOINTS, RECORDS)}
+    kinds = {what: [path for kind, path in found if kind == what] for what in KINDS}
     rows = [(what, paths, sum(map(_bytes, paths))) for what, paths in kinds.items()]
     return [*rows, ("all", [path for _, path in found], sum(row[2] for row in rows))]
 
@@ -86,14 +86,21 @@ def _outs(text: str) -> list[dict[str, Any]]:
 
 def _checkpoints(root: Path) -> Found:
     """Trainings that never ended; one that is at work touches its folder, and holds its stage's lock besides."""
-    found: Found = []
-    for folder in sorted((root / ".siren" / "checkpoints").glob("*/*")):
-        name = folder.parent.name
-        stage = "judge" if name.startswith("judge-") else name.replace("stage1-", "stage1@")
-        with locks.attempt(root / ".siren" / "locks" / f"{stage}.lock") as free:
-            if free and folder.is_dir():
-                found.append((CHECKPOINTS, folder))
-    return found
+    folders = sorted((root / ".siren" / "checkpoints").glob("*/*"))
+    names = ("judge" if f.parent.name.startswith("judge-") else f.parent.name for f in folders)
+    return [(CHECKPOINTS, f) for f, n in zip(folders, names, strict=True) if _idle_stage(root, f, n)]
+
+
+def _pieces(root: Path) -> Found:
+    """What data stages that never ended had finished."""
+    folders = sorted((root / ".siren" / "pieces").glob("*/*"))
+    return [(PIECES, folder) for folder in folders if _idle_stage(root, folder, folder.parent.name)]
+
+
+def _idle_stage(root: Path, folder: Path, name: str) -> bool:
+    """Whether nobody is at the stage that `folder` belongs to."""
+    with locks.attempt(root / ".siren" / "locks" / f"{name.replace('stage1-', 'stage1@')}.lock") as free:
+        return free and folder.is_dir()
 
 
 def _records(root: Path) -> Found:

@@ -10,7 +10,7 @@ Shapes: N rows · S samples.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from siren.atomic import replacing
 
 FULL_SCALE = 32767
+LARGEST = 2**30  # bytes that lie in one chunk or group of rows: Arrow counts those of a column of texts in 31 bits
 QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("item", "stage", "reason", "detail")])
 
 
@@ -35,13 +36,21 @@ def write_table(path: str | Path, table: pa.Table, metadata: dict[str, str] | No
             with pa.ipc.new_file(partial, table.schema) as file:
                 file.write_table(table.combine_chunks())
         else:
-            pq.write_table(table, partial, compression="zstd", use_dictionary=_repeating(table.schema))
+            rows = max(1, table.num_rows * LARGEST // table.nbytes) if table.nbytes > LARGEST else None
+            repeating = _repeating(table.schema)
+            pq.write_table(table, partial, compression="zstd", use_dictionary=repeating, row_group_size=rows)
 
 
 def _repeating(schema: pa.Schema) -> list[str]:
     """Columns worth a dictionary, as Parquet calls them. Of sound, looking for one costs as much as packing it."""
     columns = [field for field in schema if field.type != pa.binary()]
     return [f"{c.name}.list.element" if pa.types.is_list(c.type) else c.name for c in columns]
+
+
+def joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """All their rows, as one chunk where that can be: the bytes of a file do not depend on how rows were divided."""
+    found = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
+    return found.combine_chunks() if found.nbytes <= LARGEST else found
 
 
 def table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
@@ -158,10 +167,13 @@ def read_quarantine(folder: str | Path) -> pa.Table:
 
 def float_to_pcm(wav: np.ndarray) -> bytes:
     """A waveform with full scale 1.0 as little-endian int16, clipped to the int16 range. Raises ValueError for NaN."""
-    scaled = np.multiply(wav, FULL_SCALE, dtype=np.float64)
-    if not (np.isfinite(scaled.max(initial=0)) and np.isfinite(scaled.min(initial=0))):
+    low, high = wav.min(initial=0), wav.max(initial=0)  # NaN, where there is one
+    if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("a waveform with NaN or infinite values cannot be stored as int16")
-    np.clip(np.rint(scaled, out=scaled), -FULL_SCALE - 1, FULL_SCALE, out=scaled)
+    scaled = np.multiply(wav, FULL_SCALE, dtype=np.float64)
+    np.rint(scaled, out=scaled)
+    if max(-low, high) > 1:
+        np.clip(scaled, -FULL_SCALE - 1, FULL_SCALE, out=scaled)
     return scaled.astype("<i2").tobytes()
 
 

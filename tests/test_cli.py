@@ -1,7 +1,9 @@
 """The command line answers at once, takes its verbs from the stages, and says what is wrong in one line."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from siren import cli
+from siren import cli, engine
 from siren.stages import pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -168,3 +170,17 @@ def test_the_corpus_is_shown_as_far_as_it_is_made(project: Path, siren: Siren) -
     assert "segment: quarantined\n  item: scenes-broken-00000-zero-bytes\n  reason: empty" in out
     code, _, err = siren("corpus", "show", "nothing")
     assert (code, "nothing in data/" in err) == (1, True)
+
+
+def test_a_worker_that_was_killed_is_one_line(siren: Siren, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIREN_WORKERS", "2")
+    monkeypatch.setattr(engine, "_do", killer)
+    code, _, err = siren("fetch")
+    assert code == 1
+    assert err.splitlines()[-1].startswith("siren: a worker process ended at once")
+    assert "run the stage again" in err
+    assert "Traceback" not in err
+
+
+def killer(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)

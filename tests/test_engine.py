@@ -1,5 +1,6 @@
 """Engines: the same results in the same order wherever work runs, and a killed worker costs the shard it was at."""
 
+import json
 import os
 import signal
 import subprocess
@@ -125,7 +126,7 @@ def test_finished_shards_are_not_made_again(tmp_path: Path, capsys: pytest.Captu
 def test_a_local_worker_that_is_killed_costs_its_shard(tmp_path: Path) -> None:
     log, folder, rows = tmp_path / "log", tmp_path / "out", engine.ranges(6, 1)
     local = engine.Local(engine.Settings(workers=2))
-    with pytest.raises(RuntimeError, match="finished shards are kept"):
+    with pytest.raises(ChildProcessError, match="finished shards are kept"):
         engine.pieces(local, partial(Dies, log, 3), rows, folder, "squares")
     there = {path.name for path in folder.glob("*.arrow")}
     assert "000000.arrow" in there
@@ -160,6 +161,33 @@ def test_pieces_belong_to_all_that_a_network_was_saved_with(tmp_path: Path, monk
             file.write("x")
         folders.add(places.pieces("score", places.saved("clap")))
     assert len(folders) == 4
+
+
+def test_pieces_belong_to_the_code_that_the_stage_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(places, "CODE", tmp_path)
+    for name in ("filter/score.py", "filter/caption/rules.py", "filter/caption/local.py", "serve/app.py"):
+        (tmp_path / "siren" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "siren" / name).write_text("x = 1\n")
+    deps = {"score": "score.py", "caption": "caption"}
+    stages = {name: {"deps": [f"siren/filter/{part}", "data"]} for name, part in deps.items()}
+    Path("dvc.yaml").write_text(json.dumps({"stages": stages}))
+    before = [places.pieces(name, []) for name in stages]
+    (tmp_path / "siren/serve/app.py").write_text("x = 2\n")
+    assert [places.pieces(name, []) for name in stages] == before
+    (tmp_path / "siren/filter/caption/local.py").write_text("x = 2\n")
+    after = [places.pieces(name, []) for name in stages]
+    assert (after[0], after[1] == before[1]) == (before[0], False)
+    Path("dvc.yaml").unlink()  # an installed package alone: everything counts
+    everything = places.pieces("score", [])
+    (tmp_path / "siren/serve/app.py").write_text("x = 3\n")
+    assert places.pieces("score", []) != everything
+
+
+def test_cores_are_counted_where_a_system_does_not_say_which_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert engine.cores() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert engine.cores() == os.cpu_count()
 
 
 def test_settings_come_from_the_environment() -> None:

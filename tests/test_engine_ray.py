@@ -12,19 +12,27 @@ import signal
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from siren import audio, engine
 from siren import config as settings
-from siren import engine
 from siren.collect import segment
+from siren.collect.fetch import media
+from siren.collect.fetch.download import Downloader, Limits
+from siren.collect.sources import collect
+from siren.collect.sources import folder as folders
 from siren.encode import tokenize as tokens
 from siren.stages import pipeline
+from tests.collect.server import serving, status
+from tests.collect.test_remote import wav
 from tests.test_engine import Squares, begun, broken, squares
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'siren[ray]'")
@@ -96,6 +104,136 @@ def test_a_worker_that_is_killed_costs_one_shard(tmp_path: Path, on_ray: engine.
     repeated = [first for first in set(firsts) if firsts.count(first) > 1]
     assert repeated == [killed[0][0]]
     assert firsts.count(killed[0][0]) == 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Logged:
+    """A file on a server, behind a log of who fetches it."""
+
+    url: str
+    log: Path
+
+    def get(self, downloader: Downloader) -> tuple[Path, dict[str, Any]]:
+        with self.log.open("a") as file:
+            file.write(f"{self.url.rsplit('/', 1)[1]} {os.getpid()}\n")
+        return downloader.fetch(self.url), {}
+
+
+LIMITS = settings.Download(4, 3, 0.01, 30.0, 5.0, None)
+
+
+def collected(
+    sources: list[settings.Source], folder: Path, where: engine.Engine
+) -> tuple[list[dict[str, Any]], list[dict[str, str]], int]:
+    """What `fetch` makes of the sources: rows, quarantine, and requests."""
+    limits = where.shared(partial(Limits, None))
+    with Downloader(folder / "cache", LIMITS, limits) as downloader:
+        table, quarantine, _ = collect(sources, folder, settings.Audio(16000, 1.0), 0, downloader, None, where)
+        return table.to_pylist(), quarantine, downloader.requests
+
+
+def test_fetching_on_ray_is_that_of_one_process_and_keeps_its_limits(
+    tmp_path: Path, on_ray: engine.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(media, "SHARD_ITEMS", 4)
+    monkeypatch.setattr(folders, "AT_ONCE", 2)
+    own = tmp_path / "own"
+    lines = ["file,caption"]
+    for number in range(5):
+        audio.write(own / f"{number}.wav", np.full(1600, 0.1 * number), 16000)
+        lines.append(f"{number}.wav,sound {number}")
+    (own / "manifest.csv").write_text("\n".join([*lines, "none.wav,nothing"]))
+    active, most, mutex = Counter[str](), [0], threading.Lock()
+
+    def slow(handler: Any) -> bool:
+        """Served a little later, while others may be."""
+        with mutex:
+            active["now"] += 1
+            most[0] = max(most[0], active["now"])
+        time.sleep(0.05)
+        with mutex:
+            active["now"] -= 1
+        return False
+
+    with serving() as server:
+        rows = ["location,description,category"]
+        for number in range(24):
+            rows.append(f"{number}.wav,thing {number},x")
+            server.add(f"/media/{number}.wav", wav(number, 0.1), *[slow] * 9)
+        del server.files["/media/3.wav"]
+        server.faults["/media/9.wav"].insert(0, status(429, Retry_After="1"))
+        server.add("/list.csv", "\n".join(rows).encode())
+        options = {"catalogue": f"{server.url}/list.csv", "media": server.url + "/media/{location}"}
+        sources = [settings.Source("bbc", options), settings.Source("folder", {"path": str(own)})]
+        local = collected(sources, tmp_path / "local", engine.LOCAL)
+        alone, most[0], seen = most[0], 0, Counter(server.seen)
+        server.faults["/media/9.wav"].insert(0, status(429, Retry_After="1"))
+        on_cluster = collected(sources, tmp_path / "ray", on_ray)
+        assert on_cluster == local
+        assert (len(local[0]), len(local[1]), local[2]) == (23 + 5, 2, 1 + 24 + 1)
+        assert {path: count - seen[path] for path, count in server.seen.items()} == seen
+        assert 1 < most[0] <= LIMITS.concurrency
+        assert alone <= LIMITS.concurrency
+        before = Counter(server.seen)
+        assert collected(sources, tmp_path / "ray", on_ray)[:2] == local[:2]
+        assert Counter(server.seen) - before == {"/media/3.wav": 1}  # what could not be had is asked for again
+    for name in ("local", "ray"):
+        assert not list((tmp_path / name / "audio").glob(".*"))
+        assert not list((tmp_path / name / "cache").rglob("*.lock"))
+
+
+def test_a_killed_fetcher_costs_what_it_was_fetching(
+    tmp_path: Path, on_ray: engine.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(media, "SHARD_ITEMS", 4)
+    log = tmp_path / "log"
+    with serving() as server:
+        items = []
+        for number in range(16):
+            slow = lambda handler: time.sleep(0.3) or False  # noqa: E731
+            url = server.add(f"/{number}", wav(number, 0.1), *[slow] * 9)
+            items.append(media.Item(f"item-{number}", f"rec-{number}", "train", Logged(url, log)))
+
+        def kill() -> None:
+            while not log.exists() or len(log.read_text().splitlines()) < 6:
+                time.sleep(0.02)
+            os.kill(int(log.read_text().split()[-1]), signal.SIGKILL)
+
+        killer = threading.Thread(target=kill, daemon=True)
+        killer.start()
+        with Downloader(tmp_path / "cache", LIMITS, on_ray.shared(partial(Limits, None))) as downloader:
+            rows, bad = media.obtain(items, "test", tmp_path / "out", downloader, None, on_ray)
+        killer.join()
+        assert ([row["id"] for row in rows], bad) == ([item.id for item in items], [])
+        for number, row in enumerate(rows):
+            assert (tmp_path / "out" / row["path"]).read_bytes() == wav(number, 0.1)
+        again = [path for path, count in server.seen.items() if count > 1]
+        assert len(again) <= LIMITS.concurrency  # what had come was in the cache
+        begun = Counter(line.split()[0] for line in log.read_text().splitlines())
+        assert 1 <= len([name for name, count in begun.items() if count > 1]) <= media.SHARD_ITEMS
+
+
+def test_what_is_shared_is_one_thing_for_all_workers(on_ray: engine.Engine) -> None:
+    limits = on_ray.shared(partial(Limits, 1000.0))
+    waits = list(on_ray.map(partial(Meter, limits), range(6)))
+    assert max(waits) > 5.0 - 3.0  # six seconds of bandwidth, less what the test took
+    limits.pause("host", 100.0)
+    assert set(on_ray.map(partial(Turn, limits), range(2))) == {None}
+
+
+class Meter:
+    """Takes a second of the bandwidth."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+
+    def __call__(self, item: int) -> float:
+        return self.limits.meter(1000)
+
+
+class Turn(Meter):
+    def __call__(self, item: int) -> float | None:  # type: ignore[override]
+        return self.limits.turn("host", 10.0)
 
 
 def corpus(scale: str) -> settings.Config:

@@ -119,6 +119,20 @@ def test_records_go_once_mlflow_has_them_and_checkpoints_once_they_are_old(root:
     assert not any(path.exists() for path in (used, old, run.folder))
 
 
+def test_pieces_of_stages_that_never_ended_go_once_they_are_old(root: Path) -> None:  # noqa: F811
+    left, used = (root / ".siren" / "pieces" / name / "abc" for name in ("segment", "tokenize"))
+    for folder in (left, used):
+        folder.mkdir(parents=True)
+        (folder / "000000.arrow").write_text("12345")
+    with locks.hold(root / ".siren" / "locks" / "tokenize.lock", print):
+        assert housekeeping.collect(root, 0) == [(housekeeping.PIECES, left)]
+    assert housekeeping.collect(root, 1) == []
+    found = housekeeping.collect(root, 0)
+    assert (housekeeping.PIECES, [left, used], 10) in housekeeping.totals(found)
+    housekeeping.remove(root, found)
+    assert not any(path.exists() for path in (left, used))
+
+
 def test_nothing_is_offered_while_dvc_is_at_work_and_nothing_deleted_during_a_flow(root: Path) -> None:  # noqa: F811
     path = root / ".dvc" / "tmp" / "rwlock"
     path.parent.mkdir(parents=True)

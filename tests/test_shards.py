@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -102,3 +103,22 @@ def test_a_column_of_waveforms_is_a_matrix(kind: pa.DataType) -> None:
 def test_waveforms_of_unequal_length_are_refused() -> None:
     with pytest.raises(ValueError, match="equally long"):
         shards.pcm_array(pa.array([b"ab", b"abcd"], pa.binary()))
+
+
+def test_a_table_that_is_too_large_for_one_chunk_is_written_in_groups_of_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts within lists within structures, as captions have them: Arrow cannot read more than 2 GiB of one group."""
+    kind = pa.list_(pa.struct([("raw", pa.string()), ("steps", pa.list_(pa.string()))]))
+    rows = [[{"raw": f"{row}" * 50, "steps": ["a", "b" * row]}] * 3 for row in range(40)]
+    parts = [pa.table({"history": pa.array(rows[start : start + 7], kind)}) for start in range(0, 40, 7)]
+    small = shards.joined(parts)
+    assert small["history"].num_chunks == 1
+    monkeypatch.setattr(shards, "LARGEST", small.nbytes // 5)
+    large = shards.joined(parts)
+    assert large["history"].num_chunks == len(parts)
+    shards.write_table(tmp_path / "a.parquet", large)
+    file = pq.ParquetFile(tmp_path / "a.parquet")
+    sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    assert (len(sizes) >= 5, sum(sizes)) == (True, 40)
+    assert shards.read_table(tmp_path / "a.parquet").to_pylist() == small.to_pylist() == [{"history": r} for r in rows]

@@ -80,6 +80,7 @@ def tokenize(
     what is there of an earlier run is not made again. Raises ValueError for a codec of another rate, for a pair whose
     segment is missing, for codes outside the codec's range, and for text states that float16 cannot hold.
     """
+    codec, clap = Once(codec), Once(clap)
     (codes_by, _), (texts_by, _) = codec(), clap()
     if codes_by.sample_rate != sample_rate:
         raise ValueError(f"the codec works at {codes_by.sample_rate} Hz, the segments are at {sample_rate} Hz")
@@ -119,6 +120,21 @@ def tokenize(
         for stale in set(shards.shard_paths(out, split)) - {pairs.path for pairs in found}:
             stale.unlink()
     return {split: table.num_rows for split, table in splits.items()}
+
+
+class Once:
+    """A network that is loaded once in this process, and again where a copy of this is sent."""
+
+    def __init__(self, load: Load) -> None:
+        self.load = load
+        self.found: tuple[Any, str] | None = None
+
+    def __call__(self) -> tuple[Any, str]:
+        self.found = self.found or self.load()
+        return self.found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Once, (self.load,)
 
 
 class Coder:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from siren import audio, shards
 from siren.config import Audio, Score
@@ -39,8 +40,9 @@ def score(
 ) -> tuple[pa.Table, list[dict[str, str]]]:
     """Scores (`SCHEMA`) of segments (id, num_samples, split, pcm) that have a caption, and the quarantine.
 
-    `captions`: id, caption, candidates.
+    `captions`: id, caption, candidates; also of other segments.
     """
+    captions = captions.filter(pc.is_in(captions["id"], segments["id"].combine_chunks()))  # of millions, some hundreds
     drawn, several = (
         dict(zip(captions["id"].to_pylist(), captions[column].to_pylist(), strict=True))
         for column in ("caption", "candidates")

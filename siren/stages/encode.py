@@ -37,7 +37,8 @@ def tokenize(config: Config) -> None:
         _hold_tokens(splits, config, run)
         places.made("tokenize")
         pairs = sum(table.num_rows for table in splits.values())
-        print(f"tokenize: {pairs} in, {sum(made.values())} out ({', '.join(f'{k} {v}' for k, v in made.items())})")
+        each = ", ".join(f"{split} {count}" for split, count in made.items())
+        print(f"tokenize: {pairs} in, {sum(made.values())} out ({each}), {places.took(run, pairs)}")
 
 
 def _hold_tokens(splits: dict[str, Any], config: Config, run: tracking.Run) -> None:

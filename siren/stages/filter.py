@@ -29,7 +29,7 @@ def caption(config: Config) -> None:
         counts = {"in": table.num_rows + len(quarantine), "out": table.num_rows, "quarantined": len(quarantine)}
         used = sum((Counter(rules) for _, rules in notes), Counter[str]())
         counts |= {f"rule/{name}": count for name, count in used.items()}
-        run.summary(places.account("caption", CAPTIONS, counts, quarantine))
+        run.summary(places.account(run, "caption", CAPTIONS, counts, quarantine))
         places.made("caption")
 
 
@@ -51,7 +51,7 @@ def score(config: Config) -> None:
             "out": table.num_rows,
             "quarantined": len(quarantine),
         }
-        run.summary(places.account("score", SCORES, counts, quarantine))
+        run.summary(places.account(run, "score", SCORES, counts, quarantine))
         places.made("score")
 
 
@@ -120,8 +120,6 @@ def _by_shard(
 
     `where`: an engine other than the chosen one.
     """
-    import pyarrow as pa
-
     from siren import engine, shards
 
     work, rows = (
@@ -130,8 +128,7 @@ def _by_shard(
     )
     tables = partial(engine.Tables, make, columns)
     paths = engine.pieces(where or engine.chosen(), tables, rows, work, name, "segment", network)
-    found = [shards.read_table(path).replace_schema_metadata(None) for path in paths]
-    return pa.concat_tables(found).combine_chunks(), [engine.notes(path) for path in paths]
+    return shards.joined([shards.read_table(path) for path in paths]), [engine.notes(path) for path in paths]
 
 
 def _captioning(config: Config) -> Any:

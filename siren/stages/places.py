@@ -13,6 +13,7 @@ from typing import Any
 
 from siren import tracking
 from siren.config import Config, to_dict
+from siren.tracking import lineage
 
 CLIPS = Path("data/clips")
 SEGMENTS = Path("data/segments")
@@ -28,6 +29,7 @@ EARS = {"cnn14": "panns", "vggish": "vggish"}  # the evaluation's judges, by the
 CLAIMS = Path(".siren/claims")  # what the experiments of the paper have finished
 CHECKPOINTS = Path(".siren/checkpoints")  # outside every output, so that DVC leaves them to a stage it repeats
 PIECES = Path(".siren/pieces")  # likewise
+CODE = Path(__file__).resolve().parents[2]  # the folder that siren/ is in
 SHARDS_AT_ONCE = 2  # of segments, 256 MB of sound: what one worker captions or scores between two reports
 HASHES = Path(".siren/hashes.json")
 DOWNLOADS = Path(".siren/downloads")  # likewise; may be a link to a larger disk
@@ -119,13 +121,16 @@ def sha256(path: Path) -> str:
 def pieces(name: str, made_with: Sequence[Path], *settings: Any) -> Path:
     """Where the pieces of a data stage wait until all are made: outside every output, so that DVC leaves them there.
 
-    They belong to these inputs and settings and to this code; pieces of others are removed.
+    They belong to these inputs and settings, and to the code that dvc.yaml says the stage depends on (all of it where
+    there is no dvc.yaml); pieces of others are removed.
     """
     import shutil
 
     from siren.hashing import digest, file_sha256
 
-    code = [file_sha256(path) for path in sorted(Path(__file__).parent.rglob("*.py"))]
+    parts = [CODE / part for part in lineage.code(Path(), name) or ["siren"]]
+    files = sorted(path for part in parts for path in ([part] if part.is_file() else part.rglob("*.py")))
+    code = [(str(path.relative_to(CODE)), file_sha256(path)) for path in files]
     plain = [to_dict(part) if is_dataclass(part) else part for part in settings]
     folder = PIECES / name / digest([code, [sha256(path) for path in made_with], plain])
     for other in (PIECES / name).glob("*"):
@@ -164,7 +169,9 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def account(name: str, folder: Path, counts: dict[str, Any], quarantine: list[dict[str, str]]) -> dict[str, float]:
+def account(
+    run: tracking.Run, name: str, folder: Path, counts: dict[str, Any], quarantine: list[dict[str, str]]
+) -> dict[str, float]:
     """Write a data stage's quarantine and summary, end it with one line on stdout, and return its figures."""
     from siren import shards
 
@@ -172,5 +179,13 @@ def account(name: str, folder: Path, counts: dict[str, Any], quarantine: list[di
     reasons = dict(sorted(Counter(row["reason"] for row in quarantine).items()))
     (folder / "summary.json").write_text(json.dumps(counts | {"reasons": reasons}, indent=1) + "\n")
     why = ", ".join(f"{reason} {count}" for reason, count in reasons.items())
-    print(f"{name}: {counts['in']} in, {counts['out']} out, {counts['quarantined']} quarantined{why and f' ({why})'}")
+    print(
+        f"{name}: {counts['in']} in, {counts['out']} out, {counts['quarantined']} quarantined"
+        f"{why and f' ({why})'}, {took(run, counts['in'])}"
+    )
     return counts | {f"reason/{reason}": count for reason, count in reasons.items()}
+
+
+def took(run: tracking.Run, count: int) -> str:
+    """Time and throughput of a stage, for its last line."""
+    return f"{run.seconds:.1f} s, {count / max(run.seconds, 1e-3):.3g} a second"

@@ -118,6 +118,11 @@ def _dependencies(folder: Path, stage: str, locked: dict[str, Any]) -> list[str]
     return [str(d) for d in deps] if deps else [d["path"] for d in locked.get(stage, {}).get("deps", [])]
 
 
+def code(folder: Path, stage: str) -> list[str]:
+    """The parts of siren/ that dvc.yaml names as dependencies of `stage`."""
+    return [path for path in _dependencies(folder, stage, {}) if path.startswith("siren/")]
+
+
 def _hash(entry: dict[str, Any]) -> str:
     return str(entry.get("md5") or entry.get("hash") or "")
 

@@ -75,6 +75,11 @@ class Run:
         self._lock = threading.Lock()  # the machine is watched from a thread
         self._metrics = open(folder / "metrics.jsonl", "a", buffering=1, encoding="utf-8")  # noqa: SIM115
 
+    @property
+    def seconds(self) -> float:
+        """Since this process began the stage."""
+        return (_now() - self.record["started"]) / 1000
+
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Points of curves, at `step`. This is the `log` that every training loop takes as an argument."""
         self._append({"step": int(step), "metrics": metrics})

@@ -4,6 +4,8 @@ import hashlib
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
@@ -11,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from siren.collect.fetch.download import Downloader, FetchError
+from siren.collect.fetch.download import Downloader, FetchError, Limits
 from siren.config import ConfigError, Download
-from tests.collect.server import Fault, Server, dropped, other, serving, stalled, status, truncated
+from tests.collect.server import Fault, Handler, Server, dropped, other, serving, stalled, status, truncated
 
 SETTINGS = Download(
     concurrency=4,
@@ -39,6 +41,16 @@ def downloader(tmp_path: Path) -> Iterator[Downloader]:
         yield downloader
 
 
+def undecodable(handler: Handler) -> bool:
+    """It says gzip, and is none."""
+    handler.send_response(200)
+    handler.send_header("Content-Encoding", "gzip")
+    handler.send_header("Content-Length", "5")
+    handler.end_headers()
+    handler.wfile.write(b"plain")
+    return True
+
+
 PASSING: dict[str, Fault] = {
     "500": status(500),
     "503 with a date": status(503, Retry_After=formatdate(time.time() - 5, usegmt=True)),
@@ -50,6 +62,7 @@ PASSING: dict[str, Fault] = {
     "wrong bytes": other(b"an error page of a proxy"),
     "redirect": status(302, Location="/b.wav"),
     "416": status(416),
+    "undecodable": undecodable,
 }
 
 
@@ -75,6 +88,7 @@ STAYING: dict[str, tuple[str, int, Fault]] = {  # fault: (reason, requests, faul
     "stall": ("timeout", 3, stalled),
     "truncated": ("incomplete", 3, truncated(0)),
     "wrong bytes": ("checksum", 3, other(b"another file")),
+    "undecodable": ("incomplete", 3, undecodable),
     "redirects": ("redirects", 11, status(302, Location="/a.wav")),
 }
 
@@ -141,6 +155,38 @@ def test_threads_that_want_one_file_ask_once(server: Server, downloader: Downloa
     assert server.seen["/a.wav"] == 1
 
 
+def test_processes_that_want_one_file_ask_once_and_leave_no_lock(server: Server, tmp_path: Path) -> None:
+    """The system's locks belong to an opened file, so downloaders of one process exclude each other as others do."""
+    url = server.add("/a.wav", DATA, lambda handler: time.sleep(0.1) or False)
+    with ExitStack() as stack:
+        downloaders = [stack.enter_context(Downloader(tmp_path, SETTINGS)) for _ in range(3)]
+        threads = [threading.Thread(target=one.fetch, args=(url,)) for one in downloaders]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert server.seen["/a.wav"] == 1
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == [downloaders[0].path(url)]
+
+
+def test_a_lock_is_held_by_one_at_a_time_however_many_want_it(downloader: Downloader, tmp_path: Path) -> None:
+    inside, most = [0], [0]
+
+    def hold() -> None:
+        for _ in range(100):
+            with downloader.lock(tmp_path / "a" / "x.wav"):
+                inside[0] += 1
+                most[0] = max(most[0], inside[0])
+                time.sleep(0)
+                inside[0] -= 1
+
+    with ThreadPoolExecutor(8) as pool:
+        for done in [pool.submit(hold) for _ in range(8)]:
+            done.result()
+    assert most == [1]
+    assert list((tmp_path / "a").iterdir()) == []
+
+
 class Clock:
     """Time that passes only by sleeping."""
 
@@ -156,7 +202,8 @@ class Clock:
 
 def timed(folder: Path, **changes: Any) -> tuple[Downloader, Clock]:
     clock = Clock()
-    return Downloader(folder, replace(SETTINGS, stall_seconds=5.0, **changes), clock.sleep, clock), clock
+    settings = replace(SETTINGS, stall_seconds=5.0, **changes)
+    return Downloader(folder, settings, Limits(settings.max_bytes_per_second, clock), clock.sleep), clock
 
 
 def test_a_retry_after_holds_back_the_whole_host(server: Server, tmp_path: Path) -> None:

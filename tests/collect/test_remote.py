@@ -195,6 +195,21 @@ def test_vggsound_and_what_becomes_of_videos_that_are_gone(run: Run, server: Ser
     }
 
 
+def test_a_recording_of_one_dataset_s_test_list_is_not_trained_on_from_another(
+    tmp_path: Path, server: Server, programs: Path
+) -> None:
+    header = "audiocap_id,youtube_id,start_time,caption\n"
+    held = lists(server, "test.csv", header + "1,7fmOlUlwoNg,20,Rattling\n")
+    lines = ("rattle/7fmOlUlwoNg_000090_000100_2.0_6.0.mp4", "rocket/CCBJ455B1aA_000000_000010_0.0_2.0.mp4")
+    again = lists(server, "train.txt", "\n".join(lines)) | {"splits": ["train"]}
+    sources = [Source("audiocaps", held | {"splits": ["test"]}), Source("avsync15", again)]
+    with Downloader(tmp_path / "cache", SETTINGS) as downloader:
+        table, quarantine, total = collect(sources, tmp_path, AUDIO, 0, downloader)
+    assert table["recording_id"].to_pylist() == ["youtube:7fmOlUlwoNg", "youtube:CCBJ455B1aA"]
+    assert [(row["item"], row["reason"]) for row in quarantine] == [("avsync15-7fmOlUlwoNg-92000-96000", "two_splits")]
+    assert total == 3
+
+
 def test_avsync15_finds_the_part_in_the_file_name(run: Run, server: Server, programs: Path) -> None:
     lists(server, "test.txt", "frog_croaking/PUTvgrTcdZ0_000014_000024_0.0_5.0.mp4\nfrog_croaking/nothing.mp4\n")
     options = lists(server, "train.txt", "playing_violin__fiddle/ERra12KuEvw_000153_000163_6.5_9.5.mp4\n")

@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
 from siren import audio, shards
 from siren import config as settings
+from siren.collect import segment
 from siren.encode.tokens import read_tokens
 from siren.evaluate import analyze
 from siren.evaluate.prompts import counts, index
@@ -71,7 +75,10 @@ def test_data_flows_from_sources_to_tokens(config: settings.Config, capsys: pyte
     ):
         stage(config)
     pipeline.tokenize(config)
-    assert capsys.readouterr().out.splitlines() == [
+    timed = re.compile(r", \d+\.\d s, [\d.e+]+ a second$")
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in said if not timed.search(line)] == ["select", "validate"]
+    assert [timed.sub("", line) for line in said] == [
         "fetch: 47 in, 47 out, 0 quarantined",
         "segment: 47 in, 44 out, 3 quarantined (empty 2, truncated 1)",
         "caption: 44 in, 44 out, 0 quarantined",
@@ -165,3 +172,13 @@ def test_clips_without_labels_mean_what_their_captions_say(config: settings.Conf
         "not_judged": 2,
     }
     assert reading.labelled("train", config, 16000)[1] == [[]] * 6  # no judge is trained on them
+
+
+def test_shards_of_the_paper_s_scale_have_64_to_256_megabytes() -> None:
+    """Token shards: codes and 16 text states; segments: int16, before they are packed (by a quarter, measured)."""
+    found = yaml.safe_load((ROOT / "conf" / "scale" / "1.6b.yaml").read_text())
+    codec, samples = found["networks"]["codec"]["architecture"], settings.Audio(**found["audio"]).segment_samples
+    row = 2 * (codec["num_codebooks"] * samples // math.prod(codec["rates"]) + 16 * 768)
+    segments = segment.SHARD_BYTES // (2 * samples) * 2 * samples
+    for size in (found["encode"]["tokenize"]["shard_rows"] * row, 0.75 * segments):
+        assert 64e6 <= size <= 256e6

@@ -4,14 +4,17 @@ A file lies in the cache under a name made of its URL and checksum, so an index 
 It is written as `.part` beside the validator that the server gave (`.tag`: ETag or Last-Modified), which lets an
 interrupted transfer continue with `Range` and `If-Range` (RFC 9110, sections 13 and 14), and renamed when it is whole.
 What passes (429, 5xx, stalls, cut connections, wrong bytes) is tried again with growing pauses; a `Retry-After` holds
-all threads off that host. Whatever stays wrong is a `FetchError` with a stable reason, for the caller to quarantine.
+all threads off that host, and all workers that share these `Limits`. Files are locked by the system, because several
+processes may want one. Whatever stays wrong is a `FetchError` with a stable reason, for the caller to quarantine.
 """
 
+import fcntl
 import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -44,26 +47,70 @@ class Passing(FetchError):
         self.after = after
 
 
+class Limits:
+    """What all who ask one host must know of one another: pauses, pace, bandwidth.
+
+    It says how long to wait and never waits itself, so that one of it can serve many threads, or many machines.
+    """
+
+    def __init__(self, max_bytes_per_second: float | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate, self._clock = max_bytes_per_second, clock
+        self._mutex = threading.Lock()
+        self._not_before: dict[str, float] = {}  # host → end of the pause that it asked for
+        self._turns: dict[str, float] = {}  # host → time of the next request
+        self._gaps: dict[str, float] = {}  # host → seconds between requests
+        self._bandwidth_free = 0.0
+
+    def pace(self, host: str, per_minute: float) -> None:
+        """At most so many requests a minute."""
+        with self._mutex:
+            self._gaps[host] = 60 / per_minute
+
+    def pause(self, host: str, seconds: float) -> None:
+        """Nobody asks this host for so long."""
+        with self._mutex:
+            self._not_before[host] = max(self._not_before.get(host, 0), self._clock() + seconds)
+
+    def turn(self, host: str, longest: float) -> float | None:
+        """Seconds until the next request may be made, which is then taken; None where a pause is longer than that."""
+        with self._mutex:
+            now = self._clock()
+            pause = max(0.0, self._not_before.get(host, 0) - now)
+            if pause > longest:
+                return None
+            turn = max(now + pause, self._turns.get(host, 0))
+            self._turns[host] = turn + self._gaps.get(host, 0)
+            return turn - now
+
+    def meter(self, count: int) -> float:
+        """Seconds to wait after so many bytes, so that all together stay below the bandwidth."""
+        if self._rate is None:
+            return 0.0
+        with self._mutex:
+            now = self._clock()
+            self._bandwidth_free = max(self._bandwidth_free, now) + count / self._rate
+            return self._bandwidth_free - now
+
+
 class Downloader:
-    """Files of the web in `folder`, for any number of threads. Use in a `with`; nothing is opened before its use."""
+    """Files of the web in `folder`, for any number of threads. Use in a `with`; nothing is opened before its use.
+
+    `limits`: those of all workers; its own where there is none other.
+    """
 
     def __init__(
         self,
         folder: Path,
         settings: Download,
+        limits: Limits | None = None,
         sleep: Callable[[float], object] = time.sleep,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder, self.settings = folder, settings
+        self.limits = Limits(settings.max_bytes_per_second) if limits is None else limits
         self.requests = 0
-        self._sleep, self._clock = sleep, clock
+        self._sleep = sleep
         self._mutex = threading.Lock()
-        self._locks = [threading.Lock() for _ in range(1024)]  # by file, so that two threads never write the same one
         self._client: httpx.Client | None = None
-        self._not_before: dict[str, float] = {}  # host → end of the pause that it asked for
-        self._turns: dict[str, float] = {}  # host → time of the next request
-        self._gaps: dict[str, float] = {}  # host → seconds between requests
-        self._bandwidth_free = 0.0
 
     def __enter__(self) -> "Downloader":
         return self
@@ -80,13 +127,29 @@ class Downloader:
         key = hashlib.sha256(f"{url}\x1f{checksum or ''}".encode()).hexdigest()[:32]
         return self.folder / key[:2] / f"{key}{suffix}"
 
-    def lock(self, path: Path) -> threading.Lock:
-        """Held by whoever makes `path`."""
-        return self._locks[int(hashlib.sha256(path.name.encode()).hexdigest()[:8], 16) % len(self._locks)]
+    @contextmanager
+    def lock(self, path: Path) -> Iterator[None]:
+        """Held by whoever makes `path`: one thread of one process. The system takes it from one that is killed."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        place = path.with_name(f"{path.name}.lock")
+        while True:
+            with place.open("w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                try:
+                    found = place.stat()
+                except FileNotFoundError:
+                    continue
+                # Who held it before has removed the file: then this is the lock of nothing, and there may be another.
+                if os.path.samestat(os.fstat(file.fileno()), found):
+                    try:
+                        yield
+                    finally:
+                        place.unlink()
+                    return
 
     def pace(self, url: str, per_minute: float) -> None:
         """At most so many requests a minute to the host of `url`."""
-        self._gaps[urlsplit(url).netloc] = 60 / per_minute
+        self.limits.pace(urlsplit(url).netloc, per_minute)
 
     def read(self, place: str, name: str = "", headers: dict[str, str] | None = None) -> bytes:
         """An index file, whole: `place` is its URL or path, or the base of `name`.
@@ -116,9 +179,10 @@ class Downloader:
             target = self.path(url, checksum)
         except ValueError as error:
             raise FetchError("bad_url", f"{url!r} is no address: {error}") from None
+        if target.is_file():
+            return target
         with self.lock(target):
             if not target.is_file():
-                target.parent.mkdir(parents=True, exist_ok=True)
                 self.retrying(url, lambda: self._transfer(url, target, checksum, headers or {}))
         return target
 
@@ -132,32 +196,26 @@ class Downloader:
             except Passing as failure:
                 pause = self.settings.backoff_seconds * 2**attempt * _jitter(url, attempt)
                 if failure.after is not None:
-                    pause = failure.after
-                    with self._mutex:
-                        self._not_before[host] = max(self._not_before.get(host, 0), self._clock() + pause)
+                    self.limits.pause(host, failure.after)
                 if attempt + 1 == self.settings.attempts:
                     raise FetchError(failure.reason, f"{failure.detail}, after {attempt + 1} attempts") from None
                 if failure.after is None:
                     self._sleep(min(pause, self.settings.max_wait_seconds))
         raise AssertionError("attempts is at least 1")
 
-    def count(self) -> None:
-        """One more request was made."""
+    def count(self, requests: int = 1) -> None:
+        """So many more requests were made."""
         with self._mutex:
-            self.requests += 1
+            self.requests += requests
 
     def _wait_for(self, host: str) -> None:
         """Keep the host's pace and pauses. Raises `FetchError` where a pause is longer than the settings allow."""
-        with self._mutex:
-            now = self._clock()
-            pause = max(0.0, self._not_before.get(host, 0) - now)
-            if pause > self.settings.max_wait_seconds:
-                limit = f"max_wait_seconds {self.settings.max_wait_seconds:g}"
-                raise FetchError("rate_limited", f"{host} asks to wait longer than {limit}; run again later")
-            turn = max(now + pause, self._turns.get(host, 0))
-            self._turns[host] = turn + self._gaps.get(host, 0)
-        if turn > now:
-            self._sleep(turn - now)
+        wait = self.limits.turn(host, self.settings.max_wait_seconds)
+        if wait is None:
+            limit = f"max_wait_seconds {self.settings.max_wait_seconds:g}"
+            raise FetchError("rate_limited", f"{host} asks to wait longer than {limit}; run again later")
+        if wait > 0:
+            self._sleep(wait)
 
     def _transfer(self, url: str, target: Path, checksum: str | None, headers: dict[str, str]) -> None:
         part, tag = target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.tag")
@@ -208,6 +266,8 @@ class Downloader:
             raise FetchError("bad_url", f"{url!r} is no address: {error}") from None
         except httpx.RemoteProtocolError as error:
             raise Passing("incomplete", f"{url} broke off: {error}") from None
+        except httpx.DecodingError as error:
+            raise Passing("incomplete", f"{url} sent what it calls encoded, and is not: {error}") from None
         except httpx.TransportError as error:
             raise Passing("network", f"{url}: {type(error).__name__} {error}") from None
 
@@ -227,14 +287,8 @@ class Downloader:
             return self._client
 
     def _meter(self, count: int) -> None:
-        """Hold back so that all threads together stay below the bandwidth."""
-        rate = self.settings.max_bytes_per_second
-        if rate is None:
-            return
-        with self._mutex:
-            self._bandwidth_free = max(self._bandwidth_free, self._clock()) + count / rate
-            wait = self._bandwidth_free - self._clock()
-        if wait > 0:
+        """Hold back so that all together stay below the bandwidth."""
+        if self.settings.max_bytes_per_second is not None and (wait := self.limits.meter(count)) > 0:
             self._sleep(wait)
 
 

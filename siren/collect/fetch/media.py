@@ -1,28 +1,33 @@
 """What a source's index promises (`Item`), and how its sound is had: a file, a member of an archive, a cut of a video.
 
 A source reads its index and yields items; `obtain` gets them with as many threads as the settings allow, copies them
-beside the corpus's other clips and returns rows and quarantine, in the order of the index whatever the threads do.
+beside the corpus's other clips and returns rows and quarantine, in the order of the index whatever the threads do. On a
+cluster the threads are spread over its workers, which share the cache and the limits: no host is asked more often than
+by one machine. What came before a worker was killed is in the cache.
 """
 
 import hashlib
-import itertools
 import shutil
 import tarfile
 import unicodedata
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from siren.atomic import replacing
 from siren.collect.fetch import licences
-from siren.collect.fetch.download import Downloader, FetchError
-from siren.config import ConfigError
+from siren.collect.fetch.download import Downloader, FetchError, Limits
+from siren.config import ConfigError, Download
+from siren.engine import LOCAL, Engine, each
 from siren.progress import track
 
 Row = dict[str, Any]
+SHARD_ITEMS = 128  # that a worker of a cluster gets between two reports
 
 
 class Media(Protocol):
@@ -131,45 +136,88 @@ def rejected(item: str, reason: str, detail: str) -> Row:
 
 
 def obtain(
-    found: Iterable[Item | Row], source: str, folder: Path, downloader: Downloader, wanted: Sequence[str] | None = None
+    found: Iterable[Item | Row],
+    source: str,
+    folder: Path,
+    downloader: Downloader,
+    wanted: Sequence[str] | None = None,
+    engine: Engine = LOCAL,
 ) -> tuple[list[Row], list[Row]]:
     """Rows and quarantine of all items, which are in order; what a source rejected itself (rows) passes through."""
-
-    def one(item: Item | Row) -> Row:
-        if not isinstance(item, Item):
-            return item
-        if item.licence is not None and not licences.allowed(item.licence, wanted):
-            return rejected(item.id, "licence", f"its licence is {licences.normalise(item.licence)}")
-        try:
-            path, facts = item.media.get(downloader)
-        except FetchError as error:
-            return rejected(item.id, error.reason, error.detail)
-        licence = facts.get("licence") or item.licence or "unknown"
-        return {
-            "id": item.id,
-            "source": source,
-            "recording_id": item.recording_id,
-            "start": None,  # the file is the clip, whole
-            "end": None,
-            "captions": list(item.captions),
-            "labels": list(item.labels),
-            "relation": "one" if len(item.labels) == 1 else None,
-            "licence": licences.normalise(licence),
-            "author": facts.get("author") or item.author,
-            "split": item.split,
-        } | place(path, folder)
-
     (folder / "audio").mkdir(parents=True, exist_ok=True)
-    results = list(track(_mapped(one, found, downloader.settings.concurrency), source, unit="clip"))
+    threads = downloader.settings.concurrency
+    if engine.name == LOCAL.name:  # it waits more than it computes: threads of one process do
+        one = partial(_row, source=source, folder=folder, downloader=downloader, wanted=wanted)
+        results = list(track(_mapped(one, found, threads), source, unit="clip"))
+    else:
+        items = list(found)
+        parts = [items[start : start + SHARD_ITEMS] for start in range(0, len(items), SHARD_ITEMS)]
+        workers = max(1, min(threads, len(parts), engine.room()))
+        made = (source, folder, downloader.folder, downloader.settings, downloader.limits, wanted, threads // workers)
+        results = []
+        for rows, requests in each(engine, partial(Getter, *made), parts, source, "clip", most=workers):
+            results += rows
+            downloader.count(requests)
     return [row for row in results if "reason" not in row], [row for row in results if "reason" in row]
 
 
-def _mapped(work: Any, items: Iterable[Any], threads: int) -> Iterator[Any]:
+class Getter:
+    """Items to their rows, and how many requests they took: what a worker of a cluster does, in so many threads."""
+
+    def __init__(
+        self,
+        source: str,
+        folder: Path,
+        cache: Path,
+        settings: Download,
+        limits: Limits,
+        wanted: Sequence[str] | None,
+        threads: int,
+    ) -> None:
+        self.downloader, self.threads = Downloader(cache, settings, limits), threads
+        self.one = partial(_row, source=source, folder=folder, downloader=self.downloader, wanted=wanted)
+
+    def __call__(self, items: list[Item | Row]) -> tuple[list[Row], int]:
+        before = self.downloader.requests
+        return list(_mapped(self.one, items, self.threads)), self.downloader.requests - before
+
+
+def _row(item: Item | Row, source: str, folder: Path, downloader: Downloader, wanted: Sequence[str] | None) -> Row:
+    """A clip's row, or one of quarantine."""
+    if not isinstance(item, Item):
+        return item
+    if item.licence is not None and not licences.allowed(item.licence, wanted):
+        return rejected(item.id, "licence", f"its licence is {licences.normalise(item.licence)}")
+    try:
+        path, facts = item.media.get(downloader)
+    except FetchError as error:
+        return rejected(item.id, error.reason, error.detail)
+    licence = facts.get("licence") or item.licence or "unknown"
+    return {
+        "id": item.id,
+        "source": source,
+        "recording_id": item.recording_id,
+        "start": None,  # the file is the clip, whole
+        "end": None,
+        "captions": list(item.captions),
+        "labels": list(item.labels),
+        "relation": "one" if len(item.labels) == 1 else None,
+        "licence": licences.normalise(licence),
+        "author": facts.get("author") or item.author,
+        "split": item.split,
+    } | place(path, folder)
+
+
+def _mapped(work: Callable[[Any], Any], items: Iterable[Any], threads: int) -> Iterator[Any]:
     """`map` in threads, in order, without reading all of `items` ahead."""
-    items = iter(items)
+    ahead: deque[Future[Any]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        while batch := list(itertools.islice(items, 64 * threads)):
-            yield from pool.map(work, batch)
+        for item in items:
+            ahead.append(pool.submit(work, item))
+            if len(ahead) > 64 * threads:  # one that stalls does not hold the others up
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def place(source: Path, folder: Path) -> dict[str, str]:
@@ -179,7 +227,8 @@ def place(source: Path, folder: Path) -> dict[str, str]:
     suffix = source.suffix.lower() if source.suffix[1:].isalnum() and source.suffix.isascii() else ""
     path = folder / "audio" / f"{digest[:24]}{suffix[:8]}"
     if not path.exists():
-        shutil.copyfile(source, path)
+        with replacing(path) as copy:  # a worker that is killed in the middle leaves no half of a file
+            shutil.copyfile(source, copy)
     return {"path": f"audio/{path.name}", "sha256": digest}
 
 

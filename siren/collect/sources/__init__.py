@@ -99,7 +99,7 @@ def collect(
                 limit is None or (isinstance(limit, int) and limit > 0), f"{source.kind}: limit is {limit!r}; a count"
             )
             items = itertools.islice(REMOTE[source.kind](options, downloader), limit)
-            found, bad = obtain(items, source.kind, folder, downloader, wanted)
+            found, bad = obtain(items, source.kind, folder, downloader, wanted, engine)
         else:
             kinds = ", ".join([*SOURCES, *REMOTE])
             raise ConfigError(f"collect.fetch.sources has kind {source.kind!r}; there are {kinds}")

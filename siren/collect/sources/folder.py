@@ -15,6 +15,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from siren.collect.fetch.media import place
 from siren.collect.sources import manifest as manifests
 from siren.collect.sources.manifest import BadRow, clipped, seconds, shown, text, texts
 from siren.config import Audio, ConfigError, require
-from siren.engine import LOCAL, Engine
+from siren.engine import LOCAL, Engine, each, ranges
 from siren.progress import notice, track
 
 OPTIONAL = ("caption", "label", "split", "licence", "id", "recording_id", "source_id", "author", "relation")
@@ -34,6 +35,7 @@ SPLITS |= {"val": "val", "valid": "val", "validation": "val"}
 SPLITS |= {"test": "test", "testing": "test", "eval": "test", "evaluation": "test"}
 ONE_TEXT = ("id", "recording_id", "source_id", "split", "relation", "licence", "author")
 RELATIONS = ("one", "while", "then")
+AT_ONCE = 256  # files that one process copies between two reports
 EXAMPLE = "{file: name_in_your_manifest}"
 LONGEST_ID = 150  # bytes: with what is added to it, below the 255 of file systems
 
@@ -99,12 +101,17 @@ def fetch(
             full = settings.limit is not None and len(clips) >= settings.limit
             if full or (settings.limit_per_label is not None and taken[key] >= settings.limit_per_label):
                 continue
-            clips[clip["id"]] = clip | _placed(source, folder)
+            _readable(source)
+            clips[clip["id"]] = clip
             files[part] = clip["id"]
             taken[key] += 1
         except BadRow as row:
             bad.append(_quarantined(values, line, manifest.name, row))
-    found = list(clips.values())
+    sources = list(dict.fromkeys(source for source, _, _ in files))
+    parts = [sources[rows.start : rows.stop] for rows in ranges(len(sources), AT_ONCE)]
+    copies = each(engine, partial(Copier, folder), parts, f"copy {name}", "file")
+    placed = dict(zip(sources, itertools.chain.from_iterable(copies), strict=True))
+    found = [clips[clip] | placed[source] for (source, _, _), clip in files.items()]
     _assign_splits(found, settings, seed)
     return found, bad
 
@@ -221,13 +228,22 @@ def _path(name: Any, root: Path) -> Path:
     raise BadRow("missing_file", f"file {shown(name)} does not exist{hint}")
 
 
-def _placed(source: Path, folder: Path) -> dict[str, str]:
-    """The file's copy. Raises `BadRow` where it cannot be read, and the system's error where nothing can be written."""
+def _readable(source: Path) -> None:
+    """Raises `BadRow` where a file cannot be opened."""
     try:
         source.open("rb").close()
     except OSError as error:
         raise BadRow("unreadable", f"file {shown(source.name)} cannot be opened: {_why(error)}") from None
-    return place(source, folder)
+
+
+class Copier:
+    """Files to their copies: where each lies, and its hash. Raises the system's error where nothing can be written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, sources: list[Path]) -> list[dict[str, str]]:
+        return [place(source, self.folder) for source in sources]
 
 
 def _composed(name: str) -> str:
