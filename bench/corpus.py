@@ -116,6 +116,14 @@ def alone(*arguments: Any) -> dict[str, float]:
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
+def peak_mb() -> int:
+    """Peak resident memory of this process. Not getrusage's on Linux, which begins with the size of the parent."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line[:6] == "VmHWM:") // 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 2**20  # bytes, on macOS
+
+
 def networks(scale: Path) -> dict[str, Any]:
     """CPU seconds and operations for one segment: the codec's encoder, CLAP's sound and its text, at random weights.
 
@@ -271,9 +279,8 @@ def main() -> None:
             counts: dict[str, float] = dict(chosen(options.folder))
         else:
             counts = {"segments": cut(listed(names, options.cut), options.folder, options.scratch)["segments"]}
-        used = resource.getrusage(resource.RUSAGE_SELF)
         spent = {"wall_seconds": round(time.monotonic() - clock, 1), "cpu_seconds": round(time.process_time(), 1)}
-        print(json.dumps(counts | {"peak_mb": used.ru_maxrss // 1024} | spent))
+        print(json.dumps(counts | {"peak_mb": peak_mb()} | spent))
         return
     many, few, timed = (400, 100, 100) if options.quick else (options.segments, options.segments // 10, 600)
     sizes = (10_000,) if options.quick else (1_000_000, 4_200_000)

@@ -210,12 +210,12 @@ def snr_db(wav: np.ndarray, sample_rate: int) -> float:
     hop = max(1, length // 2)
     frame = 2 * hop + length % 2
     count = max(0, len(wav) - frame) // hop + 1
-    samples = np.zeros(count * hop + frame - hop)  # silence behind a clip that is shorter than a frame
-    samples[: len(wav)] = wav[: len(samples)]
-    # A frame is two hops, and one sample more where its length is odd: a fifth of the time of a running sum.
+    samples = wav if len(wav) >= frame else np.pad(wav, (0, frame - len(wav)))
+    # A frame is two hops, and one sample more where its length is odd: a tenth of the time of a running sum.
     hops = samples[: (count + 1) * hop].reshape(-1, hop)
-    hops = np.einsum("ij,ij->i", hops, hops)
-    power = (hops[:-1] + hops[1:] + (samples[2 * hop :: hop] ** 2 if length % 2 else 0.0)) / frame
+    hops = np.einsum("ij,ij->i", hops, hops).astype(np.float64)
+    odd = samples[2 * hop :: hop][:count] ** 2 if length % 2 else 0.0
+    power = (hops[:-1] + hops[1:] + odd) / frame
     floor = float(np.clip(np.percentile(power, 10), MIN_FLOOR, ASSUMED_FLOOR))
     active = power[power > 2 * floor]
     signal = float((active if len(active) else power).mean())

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 from siren.atomic import replacing
 
 FULL_SCALE = 32767
-LARGEST = 2**30  # bytes that lie in one chunk or group of rows: Arrow counts those of a column of texts in 31 bits
+LARGEST = 2**30  # bytes that lie in one chunk: Arrow counts those of a column of texts in 31 bits
+GROUP = 2**22  # bytes of a group of rows, which Parquet's writer holds in memory
 QUARANTINE_SCHEMA = pa.schema([(name, pa.string()) for name in ("item", "stage", "reason", "detail")])
 
 
@@ -36,7 +37,7 @@ def write_table(path: str | Path, table: pa.Table, metadata: dict[str, str] | No
             with pa.ipc.new_file(partial, table.schema) as file:
                 file.write_table(table.combine_chunks())
         else:
-            rows = max(1, table.num_rows * LARGEST // table.nbytes) if table.nbytes > LARGEST else None
+            rows = max(1, table.num_rows * GROUP // max(1, table.nbytes))
             repeating = _repeating(table.schema)
             pq.write_table(table, partial, compression="zstd", use_dictionary=repeating, row_group_size=rows)
 

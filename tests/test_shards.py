@@ -114,7 +114,8 @@ def test_a_table_that_is_too_large_for_one_chunk_is_written_in_groups_of_rows(
     parts = [pa.table({"history": pa.array(rows[start : start + 7], kind)}) for start in range(0, 40, 7)]
     small = shards.joined(parts)
     assert small["history"].num_chunks == 1
-    monkeypatch.setattr(shards, "LARGEST", small.nbytes // 5)
+    for name in ("LARGEST", "GROUP"):
+        monkeypatch.setattr(shards, name, small.nbytes // 5)
     large = shards.joined(parts)
     assert large["history"].num_chunks == len(parts)
     shards.write_table(tmp_path / "a.parquet", large)
