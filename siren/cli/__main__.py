@@ -1,0 +1,5 @@
+"""`python -m siren.cli`."""
+
+from siren.cli import main
+
+main()

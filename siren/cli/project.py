@@ -1,0 +1,81 @@
+"""The project itself: its settings, what this machine lacks for them, and what may be deleted."""
+
+import difflib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from siren.cli.tables import megabytes, print_table
+
+if TYPE_CHECKING:
+    from siren.config import Config
+
+
+def params(
+    scale: Annotated[str, typer.Argument(help="A file of conf/scale: demo, small, ...")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Hydra overrides, such as align.steps=40.")] = None,
+) -> None:
+    """Compose params.yaml from conf/, as `dvc exp run -S scale=...` does, and check it."""
+    from siren.atomic import replacing
+
+    with replacing("params.yaml", suffix=".yaml") as partial:
+        _compose(scale, overrides or [], partial)
+    print(f"params.yaml: scale {scale}")
+
+
+def _compose(scale: str, overrides: list[str], path: Path) -> "Config":
+    """Write the settings of a scale to `path` and read them back. Raises ValueError for an unknown scale."""
+    from siren import config
+
+    conf = Path("conf").resolve()
+    chosen = [("scale", scale), *(tuple(o.split("=", 1)) for o in overrides or [] if o.startswith("model="))]
+    for group, name in chosen:
+        names = sorted(p.stem for p in (conf / group).glob("*.yaml"))
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names) or 'none here'}"
+            raise ValueError(f"no {group} {name!r} in {conf / group}; {hint}")
+    from dvc.utils.hydra import compose_and_dump
+
+    compose_and_dump(path, str(conf), None, "config", "", [f"scale={scale}", *overrides])
+    return config.load(path)
+
+
+def doctor(
+    scale: Annotated[str | None, typer.Option(help="A file of conf/scale; without it, what params.yaml says.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as data.")] = False,
+) -> None:
+    """What a scale costs, and what this machine lacks for it; exit code 1 where something is missing."""
+    import tempfile
+
+    from siren import config
+    from siren import doctor as diagnosis
+
+    if scale is None:
+        settings = config.load()
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            settings = _compose(scale, [], Path(scratch) / "params.yaml")
+    found = diagnosis.diagnose(settings)
+    print(json.dumps(found.to_dict(), indent=1) if as_json else diagnosis.text(found))
+    raise typer.Exit(1 if found.missing else 0)
+
+
+def gc(
+    days: Annotated[float, typer.Option(min=0, help="Keep what was touched since then.")] = 7.0,
+    delete: Annotated[
+        bool, typer.Option("--delete/--dry-run", help="By default sizes are shown, nothing is deleted.")
+    ] = False,
+) -> None:
+    """What can go: cached data of no model, branch or tag, and records and checkpoints that are no longer needed."""
+    from siren import housekeeping
+
+    found = housekeeping.collect(Path.cwd(), days)
+    rows = [[what, str(len(paths)), megabytes(count)] for what, paths, count in housekeeping.totals(found)]
+    print_table(["what", "files", "size"], rows)
+    if delete:
+        print(f"{megabytes(housekeeping.remove(Path.cwd(), found))} freed")
+    else:
+        print("nothing was deleted; `siren gc --delete` does")

@@ -1,0 +1,43 @@
+"""`siren track`: the local records of runs, and their way to MLflow."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+track = typer.Typer(name="track", no_args_is_help=True, help="The local record of runs and its export to MLflow.")
+
+
+@track.command()
+def flush(
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for a store that does not answer.")] = 120.0,
+) -> None:
+    """Send every local record to MLflow now, or wait until the exporter has."""
+    from siren.tracking import export, lineage
+
+    root = lineage.project_root()
+    print(f"{export.flush(root, timeout)} runs are in MLflow")
+
+
+@track.command("log")
+def show_log(
+    name: Annotated[str, typer.Argument(help="A stage (its last run), or the id of a run.", metavar="RUN")],
+) -> None:
+    """What a run printed, and the traceback of what ended it."""
+    from siren.tracking import lineage, records
+
+    print(records.log(lineage.project_root(), name), end="")
+
+
+@track.command("import")
+def import_records(
+    folder: Annotated[Path, typer.Argument(help="A project, its .siren/runs, or one of these.", metavar="DIR")],
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for a store that does not answer.")] = 120.0,
+) -> None:
+    """Bring the records of a machine that has no MLflow to this project's, and send them."""
+    from siren.tracking import export, lineage, records
+
+    root = lineage.project_root()
+    brought = records.bring(folder, root)
+    export.flush(root, timeout)
+    print(f"{len(brought)} runs of {folder} are in MLflow")
