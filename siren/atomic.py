@@ -1,12 +1,14 @@
 """Files and folders that are whole or not there, whenever the process dies. Imports nothing heavy."""
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 MARK = ".partial"
+UNFINISHED = re.compile(r"\..+\.[0-9a-f]{16}\.[a-z]+")
 
 
 @contextmanager
@@ -40,3 +42,8 @@ def write_text(path: str | Path, text: str, sync: bool = False) -> None:
     """UTF-8, in one step; the folder is made."""
     with replacing(path, sync) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What writers that were killed left in `folder` and below it."""
+    return sorted(path for path in folder.rglob(".*") if UNFINISHED.fullmatch(path.name))

@@ -16,10 +16,18 @@ from typing import Any
 
 import yaml
 
+from siren.atomic import leftovers
 from siren.tracking import lineage, locks, origin, records, store
 
 CACHE = Path(".dvc/cache/files/md5")
-KINDS = CACHED, CHECKPOINTS, PIECES, RECORDS = "cached data", "checkpoints", "unfinished pieces", "records in MLflow"
+KINDS = CACHED, CHECKPOINTS, PIECES, HALVES, RECORDS = (
+    "cached data",
+    "checkpoints",
+    "unfinished pieces",
+    "half-written files",
+    "records in MLflow",
+)
+WRITTEN = (".siren", "data", "models", "outputs", "reports")  # where half-written files may lie
 Found = list[tuple[str, Path]]  # what, and a file or folder
 
 
@@ -31,7 +39,7 @@ def collect(root: Path, days: float) -> Found:
     before = time.time() - days * 86400
     _idle(root)
     cached = [(CACHED, path) for path in unneeded(root / CACHE, keep(root))]
-    found = [*cached, *_checkpoints(root), *_pieces(root), *_records(root)]
+    found = [*cached, *_checkpoints(root), *_pieces(root), *_halves(root), *_records(root)]
     return [(what, path) for what, path in found if _touched(path) < before]
 
 
@@ -95,6 +103,13 @@ def _pieces(root: Path) -> Found:
     """What data stages that never ended had finished."""
     folders = sorted((root / ".siren" / "pieces").glob("*/*"))
     return [(PIECES, folder) for folder in folders if _idle_stage(root, folder, folder.parent.name)]
+
+
+def _halves(root: Path) -> Found:
+    """What killed writers left, but for what goes with a folder of checkpoints or pieces."""
+    apart = ("checkpoints", "pieces")
+    found = (path for name in WRITTEN for path in leftovers(root / name))
+    return [(HALVES, path) for path in found if path.relative_to(root).parts[1] not in apart]
 
 
 def _idle_stage(root: Path, folder: Path, name: str) -> bool:

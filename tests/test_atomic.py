@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from siren.atomic import replacing, write_text
+from siren.atomic import leftovers, replacing, write_text
 
 KILLED = """
 import os, sys
@@ -41,6 +41,8 @@ def test_what_a_killed_writer_left_is_not_read_and_not_in_the_way(tmp_path: Path
     assert file.read_text() == "old"
     (left,) = (p for p in tmp_path.iterdir() if p != file)
     assert left.read_text() == "half"
+    (tmp_path / ".gitignore").touch()
+    assert leftovers(tmp_path) == [left]
     write_text(file, "new")
     assert file.read_text() == "new"
     assert list(tmp_path.glob("*.parquet")) == [file], "a reader that looks for shards finds the whole one only"

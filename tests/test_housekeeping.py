@@ -133,6 +133,15 @@ def test_pieces_of_stages_that_never_ended_go_once_they_are_old(root: Path) -> N
     assert not any(path.exists() for path in (left, used))
 
 
+def test_what_killed_writers_left_goes_once_it_is_old(root: Path) -> None:  # noqa: F811
+    left = root / "models" / "codec" / ".model.safetensors.0123456789abcdef.partial"
+    left.parent.mkdir(parents=True)
+    left.write_text("half")
+    (left.parent / "model.safetensors").write_text("whole")
+    assert housekeeping.collect(root, 1) == []
+    assert housekeeping.collect(root, 0) == [(housekeeping.HALVES, left)]
+
+
 def test_nothing_is_offered_while_dvc_is_at_work_and_nothing_deleted_during_a_flow(root: Path) -> None:  # noqa: F811
     path = root / ".dvc" / "tmp" / "rwlock"
     path.parent.mkdir(parents=True)

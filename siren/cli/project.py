@@ -69,7 +69,7 @@ def gc(
         bool, typer.Option("--delete/--dry-run", help="By default sizes are shown, nothing is deleted.")
     ] = False,
 ) -> None:
-    """What can go: cached data of no model, branch or tag, and records and checkpoints that are no longer needed."""
+    """What can go: cached data of no model, branch or tag; records, checkpoints and halves that are done with."""
     from siren import housekeeping
 
     found = housekeeping.collect(Path.cwd(), days)
