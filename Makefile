@@ -5,6 +5,9 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/constraints.txt
 
+# A process for each core, up to four: each holds torch.
+PYTEST := OMP_NUM_THREADS=1 python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
 .PHONY: setup demo pipeline test guides networks claims paper clean
 .DEFAULT_GOAL := demo
 
@@ -43,11 +46,11 @@ test: setup
 	ruff format --check .
 	mypy
 	lint-imports
-	python -m pytest
+	$(PYTEST)
 
 # The two guides that train: your own sounds, and the paper's page; the others are followed by `make test`.
 guides: setup
-	python -m pytest -m slow tests/docs
+	$(PYTEST) -m slow --dist load tests/docs
 
 # The small weights that the demo loads: the same stages with `weights: null`, longer, in a clone beside this tree.
 networks: setup
