@@ -55,6 +55,7 @@ def run_phase(phase: str, policy: Policy, stages: list[str] | None, jobs: int = 
     """
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}; at least one stage has to run at a time")
+    _cancelled.clear()
     root = Path.cwd()
     found = graph.read_graph(root)
     chosen = graph.select(found, [phase], None) if stages is None else stages
@@ -74,7 +75,6 @@ def run_phase(phase: str, policy: Policy, stages: list[str] | None, jobs: int = 
         for name in names:
             prepared(name)(name, policy.timeout_hours, jobs)
         return
-    _cancelled.clear()
     for wave in graph.waves(found, names):
         pool: ThreadPoolTaskRunner[None]
         with ThreadPoolTaskRunner(max_workers=jobs) as pool:
