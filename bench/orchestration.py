@@ -1,6 +1,6 @@
 """What the flow costs over plain `dvc repro`: the whole pipeline once each way, in fresh clones of HEAD.
 
-    PYTHONPATH=. python bench/orchestration.py --scale demo --keep /tmp/overhead     # half an hour
+    PYTHONPATH=. python bench/orchestration.py --scale demo --keep DIR     # half an hour
     PYTHONPATH=. python bench/orchestration.py --scale tiny                          # some minutes
 
 One way is `dvc repro`; the other is `prefect deployment run siren/full` with a server and a worker on loopback, as
