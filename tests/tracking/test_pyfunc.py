@@ -13,8 +13,8 @@ import httpx
 import numpy as np
 import pytest
 
-from siren import stages
 from siren.generate.bundle import Bundle
+from siren.stages import evaluate
 from siren.tracking import registry
 from tests.tracking import builders
 
@@ -33,7 +33,7 @@ def test_mlflow_serves_the_sound_that_the_model_makes_here(
     monkeypatch.chdir(root)
     for name in ("MLFLOW_TRACKING_URI", "SIREN_PIPELINE", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
-    stages.register(builders.settings("served"))
+    evaluate.register(builders.settings("served"))
     folder = registry.fetch(registry.version("models:/served@challenger")).parent
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
