@@ -29,7 +29,7 @@ demo: setup
 	siren promote
 	@printf '\nThree things to try:\n'
 	@printf '  open the report       %s\n' "$(CURDIR)/reports/index.html"
-	@printf '  compare the runs      %s\n' "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --workers 1"
+	@printf '  compare the runs      %s\n' "MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --host 127.0.0.1 --workers 1"
 	@printf '  make a sound          %s\n' "$(BIN)/siren generate \"a dog barks while rain falls\" --out sounds"
 
 # What `dvc repro` does, with the transformers side by side: they share nothing while they train. Each has its share of

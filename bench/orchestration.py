@@ -1,25 +1,30 @@
 """What the flow costs over plain `dvc repro`: the whole pipeline once each way, in fresh clones of HEAD.
 
     PYTHONPATH=. python bench/orchestration.py --scale demo --keep DIR     # half an hour
-    PYTHONPATH=. python bench/orchestration.py --scale tiny                          # some minutes
+    PYTHONPATH=. python bench/orchestration.py --scale tiny                # some minutes
 
 One way is `dvc repro`; the other is `prefect deployment run siren/full` with a server and a worker on loopback, as
 docs/orchestration.md has it. `seconds` counts from the command to the state Completed (the flow: from when it is asked
 for, so that the worker's poll and the start of its process are in it); the clock is the wall's, so run nothing beside
 it. A stage's seconds are those from the end of the stage before to its own end: start-up, hashing and the moving of
 outputs included. `overhead_seconds_per_stage` and `overhead_percent` are of the two totals; `runs_seconds` is what the
-stages themselves took, to tell a machine that was busier the second time from an overhead.
+stages themselves took, to tell a machine that was busier the second time from an overhead. `cpu_seconds` is what the
+server, the worker and the flow's process took of the machine while stages ran.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tests.flows import servers
 
@@ -61,6 +66,7 @@ def flow(folder: Path) -> tuple[float, dict[str, Any]]:
         DO_NOT_TRACK="1",
     )
     started: list[subprocess.Popen[bytes]] = []
+    cpu: dict[str, float] = {}
 
     def begin(*arguments: str) -> subprocess.Popen[bytes]:
         with open(folder.with_suffix(f".{arguments[0]}.log"), "w") as log:
@@ -83,11 +89,17 @@ def flow(folder: Path) -> tuple[float, dict[str, Any]]:
         began = time.time()
         made = servers.api(told, f"/deployments/{asked['id']}/create_flow_run", {"state": {"type": "SCHEDULED"}})
         while (run := servers.api(told, f"/flow_runs/{made['id']}"))["state"]["type"] not in servers.FINAL:
+            cpu = {**cpu, **taken(started)}
             time.sleep(1)
         seconds = time.time() - began
         if run["state"]["type"] != "COMPLETED":
             raise RuntimeError(f"the flow run ended as {run['state']['name']}: {run['state']['message']}")
-        return seconds, {"run_seconds": round(run["total_run_time"], 1)}
+        waited = parsed(run["start_time"]) - parsed(made["created"])
+        return seconds, {
+            "run_seconds": round(run["total_run_time"], 1),
+            "start_seconds": round(waited, 1),
+            "cpu_seconds": cpu,
+        }
     finally:
         for process in reversed(started):
             process.terminate()
@@ -95,6 +107,24 @@ def flow(folder: Path) -> tuple[float, dict[str, Any]]:
                 process.wait(20)
             except subprocess.TimeoutExpired:
                 servers.kill(process)
+
+
+def taken(started: list["subprocess.Popen[bytes]"]) -> dict[str, float]:
+    """CPU seconds so far of the server, the worker, and the process that the worker runs the flow in."""
+    found = {}
+    for process in started:
+        own = psutil.Process(process.pid)
+        role = str(process.args[3]) if isinstance(process.args, list) else str(process.args)
+        children = own.children() if role == "worker" else []
+        for name, one in [(role, own), *(("flow", child) for child in children)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found[name] = round(one.cpu_times().user + one.cpu_times().system, 1)
+    return found
+
+
+def parsed(moment: str) -> float:
+    """Seconds since 1970 of a moment as Prefect's server writes it."""
+    return datetime.fromisoformat(moment).timestamp()
 
 
 def stages(folder: Path, began: float) -> dict[str, tuple[float, float]]:
