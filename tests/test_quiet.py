@@ -1,5 +1,6 @@
 """No library calls home: what is set in code, and what is set for commands that do not pass through our code."""
 
+import configparser
 import json
 import os
 import subprocess
@@ -41,3 +42,12 @@ def test_prefects_own_commands_in_the_project_send_nothing_and_ask_for_work_ofte
     home = {"PREFECT_HOME": str(tmp_path / "prefect")}
     assert run(code, ROOT, **home) == [False, 2.0]
     assert run(code, tmp_path, **home) == [True, 10.0]  # Prefect's own
+
+
+def test_dvc_asks_nobody_for_a_newer_version() -> None:
+    """Unless told so, every `dvc` command starts a process that does, and the next one waits for it."""
+    told = configparser.ConfigParser()
+    told.read(ROOT / ".dvc" / "config")
+    assert {name: told["core"][name] for name in ("analytics", "check_update")} == dict.fromkeys(
+        ("analytics", "check_update"), "false"
+    )
