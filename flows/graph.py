@@ -11,7 +11,7 @@ PHASES = {
     "collect": ("fetch", "segment"),
     "filter": ("caption", "score", "select", "validate"),
     "encode": ("tokenize",),
-    "train": ("codec", "clap", "imagebind", "judge", "stage1"),
+    "train": ("autocap", "codec", "clap", "imagebind", "judge", "stage1"),
     "align": ("align",),
     "evaluate": ("sample", "evaluate", "analyze", "register"),
 }

@@ -147,10 +147,24 @@ class LanguageModel:
 
 
 @dataclass(frozen=True)
+class BeamSearch:
+    """How the trained captioner is asked."""
+
+    model: str  # the folder of the network; the pipeline's is models/autocap
+    beams: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        for name in ("beams", "batch_size"):
+            require(getattr(self, name) >= 1, f"filter.caption.autocap.{name} is {getattr(self, name)}; at least 1")
+
+
+@dataclass(frozen=True)
 class Caption:
     captioner: str  # for segments without a human caption; a key of siren.filter.caption.captioners.CAPTIONERS
     describe: LanguageModel | None  # what `qwen2-audio` runs
     rewrite: LanguageModel | None  # refines what a model wrote, besides the rules; null for rules alone
+    autocap: BeamSearch | None = None  # what `autocap` runs
 
     def __post_init__(self) -> None:
         model = self.rewrite
@@ -249,11 +263,42 @@ class Judge:
 
 
 @dataclass(frozen=True)
+class AutoCap:
+    """The captioner of sound and metadata (arXiv 2406.19388). With `weights` it is loaded; with null trained here."""
+
+    weights: str | None  # a folder of ours, or the authors' checkpoint
+    clap: str | None  # of its embedding of the clip one token is made; where it is trained here, the tower is its, too
+    clap_token: bool  # whether there is such a token
+    bart: str | None  # a published language model to start from, a folder or a hub name; null for one from nothing
+    architecture: dict[str, Any]
+    language: Training | None  # BART alone on captions, for one from nothing; null where it can write already
+    listening: Training | None  # BART is kept as it is (the paper's first stage)
+    finetuning: Training | None  # BART moves, too (the second)
+    label_smoothing: float
+    metadata_dropout: float  # share of clips that a field is missing from, for each field
+    augment_share: float  # share of clips that are heard louder, softer, later or over noise
+
+    def __post_init__(self) -> None:
+        for name in ("label_smoothing", "metadata_dropout", "augment_share"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"networks.autocap.{name} is {value}; it lies in [0, 1]")
+        require(
+            self.weights is not None or self.finetuning is not None,
+            "networks.autocap needs either `weights` to load, or `finetuning` and the stages before it",
+        )
+        require(
+            self.weights is not None or self.bart is not None or self.language is not None,
+            "networks.autocap is trained from nothing: give `language`, or a `bart` to start from",
+        )
+
+
+@dataclass(frozen=True)
 class Networks:
     codec: Network
     clap: Network
     imagebind: Network
     judge: Judge
+    autocap: AutoCap | None = None  # null where no segment needs it
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ def _compose(scale: str, overrides: list[str], path: Path) -> "Config":
     from siren import config
 
     conf = Path("conf").resolve()
-    chosen = [("scale", scale), *(tuple(o.split("=", 1)) for o in overrides or [] if o.startswith("model="))]
+    groups = tuple(f"{path.name}=" for path in conf.iterdir() if path.is_dir())
+    chosen = [("scale", scale), *(tuple(o.split("=", 1)) for o in overrides or [] if o.startswith(groups))]
     for group, name in chosen:
         names = sorted(p.stem for p in (conf / group).glob("*.yaml"))
         if name not in names:

@@ -33,7 +33,7 @@ FIXES = ("end_clamped", "mixed_down", "dc_removed", "resampled", "scaled_down", 
 SHARD_BYTES = 128 * 2**20
 PIECE_CLIPS = 32  # cut together by one process, or fewer: few, so that memory is used again and not asked for anew,
 PIECE_BYTES = 16 * 2**20  # of their files; which took a third of the time with four times as many
-CLIP_COLUMNS = ("recording_id", "source", "split", "captions", "labels", "relation", "licence")
+CLIP_COLUMNS = ("recording_id", "source", "split", "captions", "labels", "relation", "title", "licence")
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -47,6 +47,7 @@ SCHEMA = pa.schema(
         ("captions", pa.list_(pa.string())),
         ("labels", pa.list_(pa.string())),
         ("relation", pa.string()),
+        ("title", pa.string()),
         ("licence", pa.string()),
         ("pcm", pa.binary()),  # little-endian int16, zero-padded to the segment's length
     ]

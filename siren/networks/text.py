@@ -9,7 +9,7 @@ RoBERTa's ids. Shapes: B captions · L text length.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,18 @@ class Tokenizer:
             ids[i, : len(row)] = torch.tensor(row)
         lengths = torch.tensor([len(row) for row in rows])
         return ids, torch.arange(length) < lengths[:, None]
+
+    def ids(self, text: str) -> list[int]:
+        """A text's tokens without beginning and end; none for a text that is nothing but what is normalised away."""
+        found: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return found
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of tokens, up to the first end; other special tokens say nothing."""
+        kept = list(ids)
+        kept = kept[: kept.index(self.eos_id)] if self.eos_id in kept else kept
+        text: str = self._backend.decode(kept, skip_special_tokens=True)
+        return text.strip()
 
     def save(self, folder: str | Path) -> None:
         (Path(folder) / FILE).write_text(self.data)

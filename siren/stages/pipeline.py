@@ -13,15 +13,16 @@ from siren.stages.collect import fetch, segment
 from siren.stages.encode import tokenize
 from siren.stages.evaluate import analyze, evaluate, register, sample
 from siren.stages.filter import caption, score, select, validate
-from siren.stages.train import clap, codec, imagebind, judge, stage1
+from siren.stages.train import autocap, clap, codec, imagebind, judge, stage1
 
 STAGES: dict[str, Callable[..., Any]] = {
     stage.__name__: stage
     for stage in (
         fetch,  # collect
         segment,
+        autocap,  # train: the frozen networks, the captioner first
         caption,  # filter
-        codec,  # train: the frozen networks
+        codec,  # train
         clap,
         imagebind,
         judge,

@@ -11,6 +11,8 @@ from siren.config import Config, flatten, to_dict
 from siren.stages import places, reading
 from siren.stages.places import CAPTIONS, MODELS, REPORTS, SEGMENTS, TOKENS
 
+BEAMS, EXAMPLES = 2, 8  # with which a captioner is measured, and how many of its captions are shown
+
 
 def codec(config: Config) -> None:
     """The RVQ codec: load the weights that the settings name, or train one on the segments; models/codec."""
@@ -47,6 +49,59 @@ def codec(config: Config) -> None:
         for index, pair in enumerate(reconstructions(made, validation[:2], device)):
             for name, wav in zip(("real", "decoded"), pair, strict=True):
                 run.audio(f"held-out-{index}/{name}", wav, made.sample_rate)
+
+
+def autocap(config: Config) -> None:
+    """The captioner of sound and metadata: loaded, or trained on what people captioned; models/autocap.
+
+    Where networks.autocap is null, no segment needs one, and the folder says so.
+    """
+    import torch
+
+    from siren.evaluate import captions as measured
+    from siren.hashing import item_seed
+    from siren.networks import autocap as captioners
+    from siren.train.autocap import caption_all, train_autocap
+
+    folder, settings = MODELS / "autocap", config.networks.autocap
+    with tracking.stage("autocap", config, sections=("seed", "audio", "networks.autocap")) as run:
+        if settings is None:
+            captioners.save_none(folder)
+            places.write_report("networks/autocap.json", {})
+            return
+        device, seed, rate = places.device(), item_seed(config.seed, "autocap"), config.audio.sample_rate
+        checkpoints: list[Any] = []
+        if settings.weights is None:
+            _, wavs, captions, known, relations = reading.described("train")
+            torch.manual_seed(seed)
+            made = captioners.build(settings, [text for texts in captions for text in texts], rate)
+            made_with = [places.sha256(path) for path in sorted(SEGMENTS.glob("segments-*.parquet"))]
+            identity: dict[str, Any] = {"autocap": settings, "audio": config.audio, "seed": seed, "data": made_with}
+
+            def checkpoint(stage: str) -> Any:
+                checkpoints.append(places.checkpoint(f"autocap-{stage}", run=run, **identity))
+                return checkpoints[-1]
+
+            train_autocap(made, wavs, captions, known, relations, settings, seed, run.log, device, checkpoint)
+            extra = {"recipe": to_dict(settings), "seed": seed, "licence": "Apache-2.0"}
+        else:
+            made, extra = captioners.load_weights(settings, rate).to(device), captioners.extra(settings.weights)
+        report: dict[str, Any] = {}
+        for split in ("val", "test"):
+            ids, wavs, captions, known, _ = reading.described(split)
+            if ids:
+                references = dict(zip(ids, captions, strict=True))
+                alone: list[dict[str, str]] = [{} for _ in ids]
+                for name, given in (("sound and metadata", known), ("sound alone", alone)):
+                    written = dict(zip(ids, caption_all(made, wavs, given, BEAMS), strict=True))
+                    figures = measured.score(written, references, seed=config.seed)
+                    examples = [{"id": i, "written": written[i], "people": references[i][0]} for i in ids[:EXAMPLES]]
+                    report.setdefault(split, {})[name] = {"figures": figures, "examples": examples}
+        captioners.save(folder, made, extra)
+        for place in checkpoints:
+            place.clear()
+        places.write_report("networks/autocap.json", report)
+        run.summary({k: v for k, v in flatten(report).items() if isinstance(v, float)})
 
 
 def clap(config: Config) -> None:

@@ -49,6 +49,7 @@ class Item:
     author: str | None = None
     captions: Sequence[str] = ()
     labels: Sequence[str] = ()
+    title: str | None = None
 
 
 @dataclass(frozen=True)
@@ -202,6 +203,7 @@ def _row(item: Item | Row, source: str, folder: Path, downloader: Downloader, wa
         "captions": list(item.captions),
         "labels": list(item.labels),
         "relation": "one" if len(item.labels) == 1 else None,
+        "title": item.title,
         "licence": licences.normalise(licence),
         "author": facts.get("author") or item.author,
         "split": item.split,

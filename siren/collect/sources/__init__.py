@@ -62,6 +62,7 @@ CLIPS_SCHEMA = pa.schema(
         ("captions", pa.list_(pa.string())),
         ("labels", pa.list_(pa.string())),  # in the order of the events
         ("relation", pa.string()),  # one | while | then, where known
+        ("title", pa.string()),  # what its author called it, for captioners that read it
         ("licence", pa.string()),
         ("author", pa.string()),
         ("split", pa.string()),  # a hint: train | val | test

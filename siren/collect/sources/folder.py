@@ -1,11 +1,11 @@
 """Your own sounds: a folder with a manifest (CSV, JSONL or Parquet) that names a file and a caption in each row.
 
 Columns: `file` (path below the folder) and `caption` or `label`; optional `split` (train, val, test), `licence`, `id`,
-`recording_id` or `source_id` (clips cut from one recording share it), `author`, `relation`, `start` and `end` (seconds:
-the part of the file to use). Several labels are a list, or separated by ";". Rows with the same file are one clip with
-several captions. A missing column is an error; a bad row is quarantined with its reason and its line in the manifest,
-and a manifest without rows (`manifest.py`) is one bad row. Files are copied under a name made of their content, so
-names in the folder may be anything; ids become names of files, so what those cannot hold is replaced by "_".
+`recording_id` or `source_id` (clips cut from one recording share it), `author`, `title`, `relation`, `start` and `end`
+(seconds: the part of the file to use). Several labels are a list, or separated by ";". Rows with the same file are one
+clip with several captions. A missing column is an error; a bad row is quarantined with its reason and its line in the
+manifest, and a manifest without rows (`manifest.py`) is one bad row. Files are copied under a name made of their
+content, so names in the folder may be anything; ids become names of files: what those cannot hold is replaced by "_".
 """
 
 import difflib
@@ -28,12 +28,12 @@ from siren.config import Audio, ConfigError, require
 from siren.engine import LOCAL, Engine, each, ranges
 from siren.progress import notice, track
 
-OPTIONAL = ("caption", "label", "split", "licence", "id", "recording_id", "source_id", "author", "relation")
+OPTIONAL = ("caption", "label", "split", "licence", "id", "recording_id", "source_id", "author", "relation", "title")
 COLUMNS = ("file", *OPTIONAL, "start", "end")
 SPLITS = {"train": "train", "training": "train", "dev": "train", "development": "train"}
 SPLITS |= {"val": "val", "valid": "val", "validation": "val"}
 SPLITS |= {"test": "test", "testing": "test", "eval": "test", "evaluation": "test"}
-ONE_TEXT = ("id", "recording_id", "source_id", "split", "relation", "licence", "author")
+ONE_TEXT = ("id", "recording_id", "source_id", "split", "relation", "licence", "author", "title")
 RELATIONS = ("one", "while", "then")
 AT_ONCE = 256  # files that one process copies between two reports
 EXAMPLE = "{file: name_in_your_manifest}"
@@ -52,6 +52,7 @@ class Options:
     limit_per_label: int | None = None
     val_share: float = 0.1  # of the recordings, where the manifest has no column `split`
     test_share: float = 0.1
+    described: bool = True  # a row has a caption or a label; else a captioner that hears says what there is
 
     def __post_init__(self) -> None:
         for key in self.columns:
@@ -168,8 +169,10 @@ def _clip(values: dict[str, Any], root: Path, default_id: str, source: str, sett
     path = _path(values["file"], root)
     said = {name: text(values[name], name) for name in ONE_TEXT}
     captions, labels = texts(values["caption"], "caption"), texts(values["label"], "label", ";")
-    if not captions and not labels:
-        raise BadRow("empty_caption", "it has neither a caption nor a label")
+    if settings.described and not captions and not labels:
+        raise BadRow(
+            "empty_caption", "it has neither a caption nor a label; for a captioner that hears: described: false"
+        )
     split, relation = said["split"].lower(), said["relation"].lower()
     if split and split not in SPLITS:
         raise BadRow("bad_split", f"split is {shown(split)}; it must be train, val or test")
@@ -189,6 +192,7 @@ def _clip(values: dict[str, Any], root: Path, default_id: str, source: str, sett
         "captions": captions,
         "labels": labels,
         "relation": relation or ("one" if len(labels) == 1 else None),
+        "title": said["title"] or None,
         "licence": said["licence"] or settings.licence,
         "author": said["author"] or None,
         "split": SPLITS.get(split),

@@ -68,4 +68,13 @@ def _item(sound: dict[str, Any], settings: Options, headers: dict[str, str]) -> 
     else:
         media = File(sound["previews"]["preview-hq-ogg"])
     labels = [str(tag) for tag in sound["tags"]] or [tables.described(sound["name"])]
-    return Item(name, name.replace("-", ":"), settings.split, media, sound["license"], sound["username"], labels=labels)
+    return Item(
+        name,
+        name.replace("-", ":"),
+        settings.split,
+        media,
+        sound["license"],
+        sound["username"],
+        labels=labels,
+        title=str(sound["name"]),
+    )

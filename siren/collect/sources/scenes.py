@@ -219,6 +219,7 @@ def _row(name: str, path: Path, captions: list[str], labels: list[str], relation
         "captions": captions,
         "labels": labels,
         "relation": relation,
+        "title": None,
         "licence": "CC0-1.0",
         "author": "siren",
         "split": split,

@@ -105,4 +105,5 @@ def _item(sound: str, url: str, page: Page, settings: Options) -> Item:
         author[1].strip() if author else None,
         [caption] if caption else [],
         [title] if title else [],
+        title or None,
     )

@@ -8,15 +8,16 @@ one (`filter.score.choose`). No segment's caption depends on the others, so any 
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from siren import shards
-from siren.collect.segment import SCHEMA as SEGMENTS
 from siren.config import Caption, LanguageModel
 from siren.filter.caption import captioners
+from siren.filter.caption.autocap import Listener
 from siren.filter.caption.protocol import Answer, Clip
 from siren.filter.caption.rules import LIGHT, RULES, Rule, Step, refine
 
@@ -39,8 +40,7 @@ SCHEMA = pa.schema(
         ("history", pa.list_(CANDIDATE)),  # of all candidates
     ]
 )
-SOURCE_COLUMNS = ("id", "captions", "labels", "relation")
-METADATA_COLUMNS = ("title", "tags")  # given to captioners once segments have them
+SOURCE_COLUMNS = ("id", "captions", "labels", "relation", "title")
 SOUND_COLUMNS = ("num_samples", "pcm")  # for captioners that hear
 
 
@@ -81,13 +81,12 @@ class Captioning:
     @property
     def columns(self) -> list[str]:
         """Which columns of the segments are needed."""
-        metadata = [name for name in METADATA_COLUMNS if name in SEGMENTS.names]
-        return [*SOURCE_COLUMNS, *metadata, *(SOUND_COLUMNS if self.captioner.hears else ())]
+        return [*SOURCE_COLUMNS, *(SOUND_COLUMNS if self.captioner.hears else ())]
 
     @property
     def loads(self) -> bool:
         """Whether a network is loaded in this process; one behind an address is not."""
-        return any(model.endpoint is None for model in self._models())
+        return isinstance(self.captioner, Listener) or any(model.endpoint is None for model in self._models())
 
     @property
     def only_asks(self) -> bool:
@@ -108,10 +107,7 @@ class Captioning:
     def __call__(self, segments: pa.Table) -> tuple[pa.Table, list[dict[str, str]], dict[str, int]]:
         """Captions (`SCHEMA`) of segments (`columns`), the quarantine, and how often each rule did something."""
         rows = segments.select([name for name in segments.column_names if name != "pcm"]).to_pylist()
-        found = [[Candidate("human", text, None, [], text) for text in row["captions"] or ()] for row in rows]
-        for candidates in found:
-            for candidate in candidates:
-                candidate.refine(LIGHT)
+        found = [of_people(row["captions"]) for row in rows]
         lacking = [index for index, candidates in enumerate(found) if not left(candidates)]
         for index, made in zip(lacking, self._describe(segments, rows, lacking), strict=True):
             found[index] += made
@@ -161,10 +157,17 @@ class Captioning:
         return found
 
 
+def of_people(captions: Sequence[str] | None) -> list[Candidate]:
+    """What people said of a segment, lightly refined."""
+    candidates = [Candidate("human", text, None, [], text) for text in captions or ()]
+    for candidate in candidates:
+        candidate.refine(LIGHT)
+    return candidates
+
+
 def clip_of(row: dict[str, Any], wav: Any = None, sample_rate: int = 0) -> Clip:
-    """A row of segments as captioners see it; a title and tags where the table has them."""
-    labels, tags = (tuple(row.get(name) or ()) for name in ("labels", "tags"))
-    return Clip(row["id"], labels, row["relation"], row.get("title"), tags, wav, sample_rate)
+    """A row of segments as captioners see it."""
+    return Clip(row["id"], tuple(row["labels"] or ()), row["relation"], row["title"], wav, sample_rate)
 
 
 def left(candidates: list[Candidate]) -> list[str]:

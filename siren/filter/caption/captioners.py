@@ -5,8 +5,8 @@ settings alone and loads its network at first use, so that it can be sent to ano
 every clip has a caption.
 
 `template` is a sentence from labels. `qwen2-audio` is the paper's (section 5.1, appendix A): five answers to one
-prompt, each from a seed of its own, so that a clip's candidates do not depend on the batch. What reads metadata too
-(AutoCap, arXiv 2406.19388: title, tags, labels) finds it in `Clip`.
+prompt, each from a seed of its own, so that a clip's candidates do not depend on the batch. `autocap` (arXiv
+2406.19388) reads title and labels beside the sound; the pipeline loads or trains its network.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +15,7 @@ from typing import Any
 
 from siren import audio
 from siren.config import Caption, ConfigError, LanguageModel
+from siren.filter.caption.autocap import Listener
 from siren.filter.caption.protocol import Answer, Captioner, Clip, Model, Question
 from siren.hashing import item_seed
 
@@ -111,7 +112,20 @@ def _qwen2_audio(settings: Caption, seed: int) -> Captioner:
     return Describer(settings.describe, seed)
 
 
-CAPTIONERS: dict[str, Callable[[Caption, int], Captioner]] = {"template": _template, "qwen2-audio": _qwen2_audio}
+def _autocap(settings: Caption, seed: int) -> Captioner:
+    if settings.autocap is None:
+        raise ConfigError(
+            "filter.caption.captioner is 'autocap' with filter.caption.autocap null; say which network, or compose the "
+            "settings with captioner=autocap"
+        )
+    return Listener(settings.autocap)
+
+
+CAPTIONERS: dict[str, Callable[[Caption, int], Captioner]] = {
+    "template": _template,
+    "qwen2-audio": _qwen2_audio,
+    "autocap": _autocap,
+}
 
 
 def captioner(settings: Caption, seed: int) -> Captioner:

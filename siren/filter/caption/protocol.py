@@ -20,7 +20,6 @@ class Clip:
     labels: tuple[str, ...] = ()
     relation: str | None = None  # of the labels: one | while | then
     title: str | None = None
-    tags: tuple[str, ...] = ()
     wav: np.ndarray | None = None  # float32 [S] without padding, for captioners that hear
     sample_rate: int = 0
 
