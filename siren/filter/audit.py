@@ -14,6 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from siren.config import Select
+from siren.filter import select
+
 TIERS = (0.40, 0.35)  # tau of the paper's two corpora
 LONG = 400  # characters after which a value is cut
 
@@ -44,8 +47,8 @@ class Audit:
         return {"funnel": funnel, **{k: getattr(self, k) for k in ("sources", "licences", "quarantined")}}
 
 
-def audit(tables: Tables, sample_rate: int, thresholds: Sequence[float], min_crop_score: float) -> Audit:
-    """Count everything. `thresholds`: the taus to count for; a train pair passes with one crop at `min_crop_score`."""
+def audit(tables: Tables, sample_rate: int, thresholds: Sequence[float], settings: Select) -> Audit:
+    """Count everything. `thresholds`: the taus to count for, with the other rules of `settings`."""
     hours = _hours(tables.segments, sample_rate)
     funnel: list[tuple[str, int, float]] = []
 
@@ -59,8 +62,9 @@ def audit(tables: Tables, sample_rate: int, thresholds: Sequence[float], min_cro
     step("segments", _ids(tables.segments))
     step("captioned", _ids(tables.captions))
     step("scored", _ids(tables.scores))
-    for tau in sorted(set(thresholds)):
-        step(f"kept at tau {tau:g}", kept(tables, tau, min_crop_score))
+    if (train := passing(tables, settings, sample_rate)) is not None:
+        for tau in sorted(set(thresholds)):
+            step(f"kept at tau {tau:g}", kept(train, tau))
     for name, table in tables.splits.items():
         step(f"split {name}", _ids(table))
     if tables.tokens:
@@ -75,17 +79,18 @@ def audit(tables: Tables, sample_rate: int, thresholds: Sequence[float], min_cro
     return Audit(funnel, _by("source", tables, hours), _by("licence", tables, hours), quarantined)
 
 
-def kept(tables: Tables, tau: float, min_crop_score: float) -> pa.ChunkedArray | None:
-    """Ids of the train segments that a threshold keeps, as `select` keeps them."""
+def passing(tables: Tables, settings: Select, sample_rate: int) -> pa.Table | None:
+    """Id and score of the train segments that pass all rules of `select` but its threshold."""
     if tables.scores is None or tables.segments is None:
         return None
-    train = tables.segments.filter(pc.equal(tables.segments["split"], "train"))["id"]
-    scores = tables.scores.select(["id", "score", "crop_scores"]).combine_chunks()
-    parents = pc.list_parent_indices(scores["crop_scores"])
-    good = pc.greater_equal(pc.list_flatten(scores["crop_scores"]), pa.scalar(min_crop_score, pa.float32()))
-    cropped = pc.is_in(pa.array(range(scores.num_rows), pa.int64()), pc.cast(parents.filter(good), pa.int64()))
-    above = pc.greater_equal(pc.cast(scores["score"], pa.float64()), tau)
-    return scores.filter(pc.and_(pc.and_(above, cropped), pc.is_in(scores["id"], train)))["id"]
+    segments = tables.segments.select(["id", "split", "num_samples"])
+    pairs = select.join(segments, tables.scores.select(["id", "caption", "score", "crop_scores"]))
+    return pairs.select(["id", "score"]).filter(pa.array(select.passing(pairs, settings, sample_rate)))
+
+
+def kept(train: pa.Table, tau: float) -> pa.ChunkedArray:
+    """Ids of those that a threshold keeps, as `select` keeps them."""
+    return train.filter(pc.greater_equal(pc.cast(train["score"], pa.float64()), tau))["id"]
 
 
 def _ids(table: pa.Table | None) -> pa.ChunkedArray | None:

@@ -14,7 +14,7 @@ def audit(thresholds: Sequence[float], config: Config) -> Any:
 
     select = config.filter.select
     taus = thresholds or (*audits.TIERS, select.min_score)
-    return audits.audit(_tables(), config.audio.sample_rate, taus, select.min_crop_score)
+    return audits.audit(_tables(), config.audio.sample_rate, taus, select)
 
 
 def history(name: str) -> tuple[Callable[[Any], str], list[tuple[str, dict[str, Any]]]]:

@@ -15,6 +15,7 @@ from siren.filter import audit, caption, score, select
 from siren.filter.audit import Tables
 
 RATE = 16000
+RULES = Select(0.0, 0.2, None, 0, False, 1, None)
 
 
 def table(schema: pa.Schema, rows: list[dict[str, Any]]) -> pa.Table:
@@ -62,7 +63,7 @@ def tables() -> Tables:
 
 
 def test_the_funnel_by_hand(tables: Tables) -> None:
-    found = audit.audit(tables, RATE, (0.4, 0.35), min_crop_score=0.2)
+    found = audit.audit(tables, RATE, (0.4, 0.35), RULES)
     assert [(name, count) for name, count, _ in found.funnel] == [
         ("found in the sources", 4),
         ("clips", 3),
@@ -92,15 +93,18 @@ def test_the_funnel_by_hand(tables: Tables) -> None:
     ]
 
 
-def test_it_counts_what_select_keeps() -> None:
+@pytest.mark.parametrize("rules", [RULES, dataclasses.replace(RULES, drop_words=("dog",), min_seconds=1.0)])
+def test_it_counts_what_select_keeps(rules: Select) -> None:
     generator = np.random.default_rng(0)
     names = [f"s{number}" for number in range(300)]
     segments = [
-        {"id": name, "recording_id": name, "num_samples": RATE, "split": ("test", "val", *["train"] * 8)[number % 10]}
+        {"id": name, "recording_id": name, "num_samples": RATE - (number % 7 == 6)}
+        | {"split": ("test", "val", *["train"] * 8)[number % 10]}
         for number, name in enumerate(names)
     ]
     scores = [
         {"id": name, "score": s, "crop_offsets": list(range(count)), "crop_scores": generator.uniform(-0.2, 0.5, count)}
+        | {"caption": "dogs bark" if int(name[1:]) % 3 else "rain"}
         for name, s, count in zip(names, generator.uniform(0, 0.7, 300), generator.integers(1, 5, 300), strict=True)
     ]
     made = Tables(
@@ -109,18 +113,18 @@ def test_it_counts_what_select_keeps() -> None:
         scores=table(score.SCHEMA, scores),
     )
     for tau in (0.0, 0.35, 0.4, 0.6):
-        splits, _ = select.select(made.segments, made.scores, Select(tau, 0.2, None, 0, False, 1, None), 0)
-        found = audit.kept(made, tau, 0.2)
-        assert found is not None
-        assert found.to_pylist() == splits["stage1"]["id"].to_pylist()
+        splits, _ = select.select(made.segments, made.scores, dataclasses.replace(rules, min_score=tau), 0, RATE)
+        train = audit.passing(made, rules, RATE)
+        assert train is not None
+        assert audit.kept(train, tau).to_pylist() == splits["stage1"]["id"].to_pylist()
 
 
 @pytest.mark.parametrize("missing", ["clips", "segments", "captions", "scores"])
 def test_it_works_on_the_tables_that_there_are(tables: Tables, missing: str) -> None:
     some = Tables(**{**vars(tables), missing: None})
-    found = audit.audit(some, RATE, (0.4,), 0.2)
+    found = audit.audit(some, RATE, (0.4,), RULES)
     assert found.quarantined
-    assert audit.audit(Tables(), RATE, (0.4,), 0.2).funnel == []
+    assert audit.audit(Tables(), RATE, (0.4,), RULES).funnel == []
 
 
 def test_a_clips_history_has_its_pieces_its_rejects_and_its_recording(tables: Tables) -> None:
