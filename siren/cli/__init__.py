@@ -29,7 +29,7 @@ VERBS: dict[str, tuple[Callable[..., None] | typer.Typer, ...]] = {
         models.import_clap,
     ),
     "Measuring": (measuring.measure, measuring.captions, study, measuring.claims, measuring.paper),
-    "The project": (project.params, project.doctor, corpus, track, project.gc),
+    "The project": (project.params, project.doctor, corpus, project.gaps, track, project.gc),
 }
 
 app = typer.Typer(
