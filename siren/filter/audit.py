@@ -134,7 +134,7 @@ def _by(column: str, tables: Tables, hours: pa.Table | None) -> list[dict[str, A
     return [{column: key, **counts[key]} for key in sorted(counts, key=str)]
 
 
-def history(tables: Tables, name: str) -> list[tuple[str, dict[str, Any]]]:
+def history(tables: Tables, name: str, settings: Select, sample_rate: int) -> list[tuple[str, dict[str, Any]]]:
     """(stage, what it says) of everything about an item: a clip's or a segment's id, or an item in quarantine.
 
     For a clip all its segments are told, for a segment its clip and itself. Raises ValueError, naming near ones, for an
@@ -163,13 +163,23 @@ def history(tables: Tables, name: str) -> list[tuple[str, dict[str, Any]]]:
             columns = ("id", "caption", "score", "crop_offsets")
             story += [(f"select: {split}", {key: row[key] for key in columns}) for row in _rows(table, "id", own)]
         if tables.splits and story[-1][0] == "score":
-            best = max(story[-1][1]["crop_scores"], default=None)
-            story.append(("select: in no split", {"score": story[-1][1]["score"], "best_crop_score": best}))
+            story.append(("select: in no split", _left_out(segment, story[-1][1], settings, sample_rate)))
         for split, table in tables.tokens.items():
             story += [(f"tokenize: {split}", row) for row in _rows(table, "id", own)]
     if not story:
         raise ValueError(f"nothing in data/ is called {name!r}{_near(tables, name)}")
     return story
+
+
+def _left_out(segment: dict[str, Any], score: dict[str, Any], settings: Select, sample_rate: int) -> dict[str, Any]:
+    """Scores of a pair that is in no split, and for train the rules that it fails; none where others were drawn."""
+    best = max(score["crop_scores"], default=None)
+    pair = pa.table({"caption": pa.array([score["caption"]], pa.string()), "num_samples": [segment["num_samples"]]})
+    passes = {name: mask[0] for name, mask in select.rules(pair, settings, sample_rate).items()}
+    passes["above_min_score"] = score["score"] >= settings.min_score
+    passes["with_a_good_crop"] = best is not None and best >= settings.min_crop_score
+    fails = [name for name, holds in passes.items() if not holds and segment["split"] == "train"]
+    return {"score": score["score"], "best_crop_score": best, "fails": fails or None}
 
 
 def told(row: dict[str, Any]) -> dict[str, Any]:

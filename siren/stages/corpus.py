@@ -17,11 +17,11 @@ def audit(thresholds: Sequence[float], config: Config) -> Any:
     return audits.audit(_tables(), config.audio.sample_rate, taus, select)
 
 
-def history(name: str) -> tuple[Callable[[Any], str], list[tuple[str, dict[str, Any]]]]:
+def history(name: str, config: Config) -> tuple[Callable[[Any], str], list[tuple[str, dict[str, Any]]]]:
     """What every stage says of an item, and how to print a value of it. For `siren corpus show`."""
     from siren.filter import audit as audits
 
-    return audits.text, audits.history(_tables(), name)
+    return audits.text, audits.history(_tables(), name, config.filter.select, config.audio.sample_rate)
 
 
 def _tables() -> Any:

@@ -42,7 +42,7 @@ def tables() -> Tables:
     captions = [{"id": name, "caption": f"sound {name}", "captioner": "human"} for name in ("a-000", "a-002", "b-000")]
     scores = [
         {"id": "a-000", "score": 0.5, "crop_offsets": [0, 1], "crop_scores": [0.1, 0.3]},
-        {"id": "a-002", "score": 0.37, "crop_offsets": [0], "crop_scores": [0.37]},
+        {"id": "a-002", "caption": "sounds", "score": 0.37, "crop_offsets": [0], "crop_scores": [0.37]},
         {"id": "b-000", "score": 0.9, "crop_offsets": [0], "crop_scores": [0.9]},
     ]
     return Tables(
@@ -128,7 +128,7 @@ def test_it_works_on_the_tables_that_there_are(tables: Tables, missing: str) -> 
 
 
 def test_a_clips_history_has_its_pieces_its_rejects_and_its_recording(tables: Tables) -> None:
-    story = audit.history(tables, "a")
+    story = audit.history(tables, "a", RULES, RATE)
     assert [stage for stage, _ in story] == [
         "fetch",
         "segment: quarantined",
@@ -136,23 +136,29 @@ def test_a_clips_history_has_its_pieces_its_rejects_and_its_recording(tables: Ta
         *["segment", "caption", "score", "select: stage1", "tokenize: stage1"],
         *["segment", "caption", "score", "select: in no split"],
     ]
-    assert story[-1][1] == {"score": pytest.approx(0.37), "best_crop_score": pytest.approx(0.37)}
+    scores = {"score": pytest.approx(0.37), "best_crop_score": pytest.approx(0.37)}
+    assert story[-1][1] == scores | {"fails": None}
+    rules = dataclasses.replace(RULES, min_score=0.4, drop_words=("sound",), min_seconds=5.5)
+    why = ["without_drop_words", "of_min_seconds", "above_min_score"]
+    assert audit.history(tables, "a-002", rules, RATE)[-1][1] == scores | {"fails": why}
     assert story[1][1] == {"item": "a-001", "reason": "silent", "detail": "why a-001"}
     assert story[2][1] == {"clips": ["b"]}
 
 
 def test_a_segment_and_an_item_in_quarantine_are_found_too(tables: Tables) -> None:
-    assert [row["id"] for stage, row in audit.history(tables, "a-002") if stage in ("fetch", "segment")] == [
+    assert [
+        row["id"] for stage, row in audit.history(tables, "a-002", RULES, RATE) if stage in ("fetch", "segment")
+    ] == [
         "a",
         "a-002",
     ]
-    assert audit.history(tables, "d") == [
+    assert audit.history(tables, "d", RULES, RATE) == [
         ("fetch: quarantined", {"item": "d", "reason": "not_found", "detail": "why d"})
     ]
     with pytest.raises(ValueError, match="there is 'b-000'"):
-        audit.history(tables, "B-0")
+        audit.history(tables, "B-0", RULES, RATE)
     with pytest.raises(ValueError, match="run the stage `fetch`"):
-        audit.history(Tables(), "a")
+        audit.history(Tables(), "a", RULES, RATE)
 
 
 def test_values_are_shown_short() -> None:
@@ -169,7 +175,7 @@ def test_the_history_tells_what_every_rule_made_of_each_candidate(tables: Tables
         {"origin": "qwen2-audio", "raw": None, "missing": "timeout: no answer", "steps": []},
     ]
     row = {"id": "a-000", "caption": "a dog barks", "captioner": "qwen2-audio", "history": history}
-    found = audit.history(dataclasses.replace(tables, captions=table(caption.SCHEMA, [row])), "a-000")
+    found = audit.history(dataclasses.replace(tables, captions=table(caption.SCHEMA, [row])), "a-000", RULES, RATE)
     facts = dict(found)["caption"]
     assert "history" not in facts
     assert [facts[f"candidate {n} (qwen2-audio)"] for n in (1, 2, 3)] == [
