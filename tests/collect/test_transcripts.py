@@ -229,3 +229,21 @@ def test_a_manifest_of_videos_keeps_what_people_said_of_them(run: Run, programs:
     (tmp_path / "wrong.csv").write_text("id,start\nx,1\n")
     with pytest.raises(ConfigError, match=r"wrong.csv has no column video, end; it has id, start"):
         run("videos", {"manifest": str(tmp_path / "wrong.csv")})
+
+
+MILLISECONDS = st.integers(0, 2 * 3_600_000)
+SAID = st.lists(st.tuples(MILLISECONDS, MILLISECONDS, st.sampled_from(["so", "[Applause]", "a\nb", "& <i>x</i>", "…"])))
+
+
+def stamp(ms: int) -> str:
+    return f"{ms // 3_600_000:02d}:{ms // 60_000 % 60:02d}:{ms // 1000 % 60:02d}.{ms % 1000:03d}"
+
+
+@given(said=SAID)
+def test_what_is_written_is_read_in_both_layouts(said: list[tuple[int, int, str]]) -> None:
+    lines = ["WEBVTT", ""]
+    for number, (start, length, text) in enumerate(said):
+        lines += [str(number), f"{stamp(start)} --> {stamp(start + length)} line:0%", *text.split("\n"), ""]
+    expected = [(pytest.approx(a / 1000), pytest.approx((a + b) / 1000)) for a, b, _ in said]
+    assert webvtt("\n".join(lines)) == expected
+    assert json3(events(*((a / 1000, b / 1000, text) for a, b, text in said))) == expected
