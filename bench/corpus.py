@@ -240,8 +240,8 @@ def chosen(folder: Path) -> dict[str, int]:
     segments, scores = shards.read_shards(folder, "segments", names), pq.read_table(folder / "scores.parquet")
     most, some = len(scores) // 42, len(scores) // 4200  # the paper's shares
     settings = Select(0.4, 0.2, max_pairs=most, rl_prompts=some, reserve_rl=True, val_pairs=some, test_pairs=None)
-    swept = select.sweep(segments, scores, settings.min_crop_score, FORMAT.sample_rate)
-    splits, funnel = select.select(segments, scores, settings, 0)
+    swept = select.sweep(segments, scores, settings, FORMAT.sample_rate)
+    splits, funnel = select.select(segments, scores, settings, 0, FORMAT.sample_rate)
     for name, table in (*splits.items(), ("sweep", swept)):
         shards.write_table(folder / f"{name}.parquet", table)
     return funnel

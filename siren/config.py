@@ -7,6 +7,7 @@ little else. Units are in the field names. `conf/` composes the file (Hydra, thr
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from dataclasses import dataclass, field, fields
@@ -196,11 +197,16 @@ class Select:
     reserve_rl: bool  # they are left out of stage 1, as in the paper; else they are the top of its corpus
     val_pairs: int
     test_pairs: int | None  # null keeps all
+    drop_words: tuple[str, ...] = ()  # train pairs whose caption has one are left out: whole words, plurals too
+    min_seconds: float = 0.0  # train pairs of less true sound, without padding, are left out
 
     def __post_init__(self) -> None:
         for name in ("min_score", "min_crop_score"):
             value = getattr(self, name)
             require(-1 <= value <= 1, f"filter.select.{name} is {value}; a cosine lies in [-1, 1]")
+        wrong = [word for word in self.drop_words if not re.fullmatch(r"[^\W_]+([ '-][^\W_]+)*", word)]
+        require(not wrong, f"filter.select.drop_words has {wrong[:1]}; each is a word or words with one space between")
+        require(self.min_seconds >= 0, f"filter.select.min_seconds is {self.min_seconds}; 0 or more")
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ VERBS: dict[str, tuple[Callable[..., None] | typer.Typer, ...]] = {
         models.export_checkpoint,
         models.import_clap,
     ),
-    "Measuring": (measuring.measure, study, measuring.claims, measuring.paper),
-    "The project": (project.params, project.doctor, corpus, track, project.gc),
+    "Measuring": (measuring.measure, measuring.captions, study, measuring.claims, measuring.paper),
+    "The project": (project.params, project.doctor, corpus, project.gaps, track, project.gc),
 }
 
 app = typer.Typer(

@@ -39,9 +39,10 @@ def show(
     name: Annotated[str, typer.Argument(help="A clip, a segment, or an item in quarantine.", metavar="ID")],
 ) -> None:
     """One item's whole history: where it came from, what every stage made of it, and why it was left out."""
+    from siren import config
     from siren.stages import corpus as stages
 
-    text, story = stages.history(name)
+    text, story = stages.history(name, config.load())
     for stage, facts in story:
         print(stage)
         for key, value in facts.items():

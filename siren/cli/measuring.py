@@ -77,6 +77,35 @@ def _print_measured(measured: "Measured", rows: Sequence[tuple[str, ...]]) -> No
     progress.notice(f"{measured.forwards} batches through networks; {spent}")
 
 
+def captions(
+    candidates: Annotated[
+        Path, typer.Argument(help="A system's captions: CSV, JSONL or Parquet with file (or id) and caption.")
+    ],
+    references: Annotated[
+        Path, typer.Argument(help="People's, likewise; several rows of a clip, or caption_1, caption_2, …")
+    ],
+    column: Annotated[str | None, typer.Option("--id", help="The column that says which clip, in both tables.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The record, as JSON.")] = None,
+    clips: Annotated[Path | None, typer.Option(help="Each clip's own scores, as CSV.")] = None,
+    resamples: Annotated[int, typer.Option(min=1, help="Behind the intervals.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the intervals.")] = 0,
+) -> None:
+    """A captioner's captions against people's: BLEU, ROUGE-L, CIDEr-D, words; with intervals, and what people reach."""
+    from siren.cli.tables import print_table
+    from siren.evaluate import captions as scoring
+
+    record, parts = scoring.compare(candidates, references, column, resamples, seed)
+    fewest, most = record["references"]
+    several = str(fewest) if fewest == most else f"{fewest} to {most}"
+    print_table(["figure", "value", "interval (95 %)", "people, one against the others"], scoring.rows(record))
+    progress.notice(f"{record['clips']} clips with {several} references; a paper's CIDEr is 100 times cider_d")
+    for path, text in ((out, json.dumps(record, indent=1) + "\n"), (clips, scoring.csv_of(parts))):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+            print(path)
+
+
 def or_measure(stage: Callable[[], None]) -> Callable[..., None]:
     """`siren evaluate` is the stage; with two folders it is `siren measure`."""
     signature = inspect.signature(measure)

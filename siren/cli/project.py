@@ -80,3 +80,30 @@ def gc(
         print(f"{megabytes(housekeeping.remove(Path.cwd(), found))} freed")
     else:
         print("nothing was deleted; `siren gc --delete` does")
+
+
+def gaps(
+    folder: Annotated[
+        Path, typer.Argument(help="Transcripts: ID.LANGUAGE.vtt or .json3, perhaps ID.info.json beside.")
+    ],
+    out: Annotated[Path, typer.Argument(help="The manifest: video, start, end; for a source of kind `videos`.")],
+    min_seconds: Annotated[float, typer.Option(help="Shorter stretches are left out.")] = 5.0,
+    margin_seconds: Annotated[float, typer.Option(help="Kept from every word.")] = 0.5,
+) -> None:
+    """The stretches of videos without words, of their transcripts: a manifest of what is worth fetching."""
+    import csv
+
+    from siren.collect.fetch import transcripts
+    from siren.evaluate.records import summarise
+
+    settings = transcripts.Transcripts(str(folder), min_seconds, margin_seconds)
+    rows, left_out = transcripts.listed(settings)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ("video", "start", "end"), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    videos, hours = len({row["video"] for row in rows}), sum(row["end"] - row["start"] for row in rows) / 3600
+    print(f"{out}: {len(rows)} stretches of {videos} videos, {hours:.2f} h")
+    for why in summarise(left_out):
+        print(f"{why['count']} videos left out, {why['reason']}: e.g. {why['item']}, {why['detail']}")

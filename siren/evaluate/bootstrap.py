@@ -24,6 +24,10 @@ class Interval(NamedTuple):
     def excludes_zero(self) -> bool:
         return self.low > 0 or self.high < 0
 
+    def record(self, count: int) -> dict[str, float | int]:
+        """As it stands in JSON, with the number of clips behind it."""
+        return {"value": self.value, "low": self.low, "high": self.high, "count": count}
+
 
 def mean(values: np.ndarray, resamples: int, seed: int, level: float = LEVEL) -> Interval:
     """Percentile interval of a mean. [N] → interval. Raises ValueError for no values."""

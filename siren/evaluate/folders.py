@@ -62,7 +62,7 @@ def read_manifest(path: str | Path, keep: Sequence[str] = ()) -> list[dict[str, 
     if not path.is_file():
         raise ValueError(f"no manifest at {path}; it is a CSV, JSONL or Parquet table with columns file and caption")
     rows: list[dict[str, Any]] = []
-    for number, row in enumerate(_table(path), 1):
+    for number, row in enumerate(table(path), 1):
         if absent := [key for key in ("file", "caption") if not str(row.get(key) or "").strip()]:
             raise ValueError(f"{path}, row {number} has no {' and no '.join(absent)}; every clip needs both")
         labels = row.get("labels", row.get("label")) or []
@@ -83,7 +83,7 @@ def read_manifest(path: str | Path, keep: Sequence[str] = ()) -> list[dict[str, 
     return sorted(rows, key=lambda row: row["id"])
 
 
-def _table(path: Path) -> list[dict[str, Any]]:
+def table(path: Path) -> list[dict[str, Any]]:
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from siren.evaluate import best_of, bootstrap, distances, judging, metrics
-from siren.evaluate.bootstrap import Interval
 from siren.evaluate.features import PAIRED, Features, Listener, Network, Preparation, find_networks
 from siren.evaluate.folders import Sounds, gather, hash_of, manifest_in, named, read_manifest
 from siren.hashing import file_sha256
@@ -199,7 +198,7 @@ def _vggish_figures(heard: _Heard) -> dict[str, Any]:
     if endless is None:
         heard.notes.append(f"no FAD-infinity: {len(y)} examples are fewer than {2 * distances.INFINITY_LEAST}")
     else:
-        found[f"fad_infinity@{name}"] = _figure(endless, count)
+        found[f"fad_infinity@{name}"] = endless.record(count)
     return found
 
 
@@ -231,15 +230,11 @@ def _set(
 ) -> dict[str, Any]:
     draws = max(1, request.resamples // SET_DRAWS_SHARE)
     interval = bootstrap.of_counts(statistic, count, draws, request.seed, least=least, label=f"{name}: interval")
-    return _figure(interval, count)
+    return interval.record(count)
 
 
 def _mean(values: np.ndarray, request: Request) -> dict[str, Any]:
-    return _figure(bootstrap.mean(values, request.resamples, request.seed), len(values))
-
-
-def _figure(interval: Interval, count: int) -> dict[str, Any]:
-    return {"value": interval.value, "low": interval.low, "high": interval.high, "count": count}
+    return bootstrap.mean(values, request.resamples, request.seed).record(len(values))
 
 
 def rows(record: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:

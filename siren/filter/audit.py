@@ -14,6 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from siren.config import Select
+from siren.filter import select
+
 TIERS = (0.40, 0.35)  # tau of the paper's two corpora
 LONG = 400  # characters after which a value is cut
 
@@ -44,8 +47,8 @@ class Audit:
         return {"funnel": funnel, **{k: getattr(self, k) for k in ("sources", "licences", "quarantined")}}
 
 
-def audit(tables: Tables, sample_rate: int, thresholds: Sequence[float], min_crop_score: float) -> Audit:
-    """Count everything. `thresholds`: the taus to count for; a train pair passes with one crop at `min_crop_score`."""
+def audit(tables: Tables, sample_rate: int, thresholds: Sequence[float], settings: Select) -> Audit:
+    """Count everything. `thresholds`: the taus to count for, with the other rules of `settings`."""
     hours = _hours(tables.segments, sample_rate)
     funnel: list[tuple[str, int, float]] = []
 
@@ -59,8 +62,9 @@ def audit(tables: Tables, sample_rate: int, thresholds: Sequence[float], min_cro
     step("segments", _ids(tables.segments))
     step("captioned", _ids(tables.captions))
     step("scored", _ids(tables.scores))
-    for tau in sorted(set(thresholds)):
-        step(f"kept at tau {tau:g}", kept(tables, tau, min_crop_score))
+    if (train := passing(tables, settings, sample_rate)) is not None:
+        for tau in sorted(set(thresholds)):
+            step(f"kept at tau {tau:g}", kept(train, tau))
     for name, table in tables.splits.items():
         step(f"split {name}", _ids(table))
     if tables.tokens:
@@ -75,17 +79,18 @@ def audit(tables: Tables, sample_rate: int, thresholds: Sequence[float], min_cro
     return Audit(funnel, _by("source", tables, hours), _by("licence", tables, hours), quarantined)
 
 
-def kept(tables: Tables, tau: float, min_crop_score: float) -> pa.ChunkedArray | None:
-    """Ids of the train segments that a threshold keeps, as `select` keeps them."""
+def passing(tables: Tables, settings: Select, sample_rate: int) -> pa.Table | None:
+    """Id and score of the train segments that pass all rules of `select` but its threshold."""
     if tables.scores is None or tables.segments is None:
         return None
-    train = tables.segments.filter(pc.equal(tables.segments["split"], "train"))["id"]
-    scores = tables.scores.select(["id", "score", "crop_scores"]).combine_chunks()
-    parents = pc.list_parent_indices(scores["crop_scores"])
-    good = pc.greater_equal(pc.list_flatten(scores["crop_scores"]), pa.scalar(min_crop_score, pa.float32()))
-    cropped = pc.is_in(pa.array(range(scores.num_rows), pa.int64()), pc.cast(parents.filter(good), pa.int64()))
-    above = pc.greater_equal(pc.cast(scores["score"], pa.float64()), tau)
-    return scores.filter(pc.and_(pc.and_(above, cropped), pc.is_in(scores["id"], train)))["id"]
+    segments = tables.segments.select(["id", "split", "num_samples"])
+    pairs = select.join(segments, tables.scores.select(["id", "caption", "score", "crop_scores"]))
+    return pairs.select(["id", "score"]).filter(pa.array(select.passing(pairs, settings, sample_rate)))
+
+
+def kept(train: pa.Table, tau: float) -> pa.ChunkedArray:
+    """Ids of those that a threshold keeps, as `select` keeps them."""
+    return train.filter(pc.greater_equal(pc.cast(train["score"], pa.float64()), tau))["id"]
 
 
 def _ids(table: pa.Table | None) -> pa.ChunkedArray | None:
@@ -129,7 +134,7 @@ def _by(column: str, tables: Tables, hours: pa.Table | None) -> list[dict[str, A
     return [{column: key, **counts[key]} for key in sorted(counts, key=str)]
 
 
-def history(tables: Tables, name: str) -> list[tuple[str, dict[str, Any]]]:
+def history(tables: Tables, name: str, settings: Select, sample_rate: int) -> list[tuple[str, dict[str, Any]]]:
     """(stage, what it says) of everything about an item: a clip's or a segment's id, or an item in quarantine.
 
     For a clip all its segments are told, for a segment its clip and itself. Raises ValueError, naming near ones, for an
@@ -158,13 +163,23 @@ def history(tables: Tables, name: str) -> list[tuple[str, dict[str, Any]]]:
             columns = ("id", "caption", "score", "crop_offsets")
             story += [(f"select: {split}", {key: row[key] for key in columns}) for row in _rows(table, "id", own)]
         if tables.splits and story[-1][0] == "score":
-            best = max(story[-1][1]["crop_scores"], default=None)
-            story.append(("select: in no split", {"score": story[-1][1]["score"], "best_crop_score": best}))
+            story.append(("select: in no split", _left_out(segment, story[-1][1], settings, sample_rate)))
         for split, table in tables.tokens.items():
             story += [(f"tokenize: {split}", row) for row in _rows(table, "id", own)]
     if not story:
         raise ValueError(f"nothing in data/ is called {name!r}{_near(tables, name)}")
     return story
+
+
+def _left_out(segment: dict[str, Any], score: dict[str, Any], settings: Select, sample_rate: int) -> dict[str, Any]:
+    """Scores of a pair that is in no split, and for train the rules that it fails; none where others were drawn."""
+    best = max(score["crop_scores"], default=None)
+    pair = pa.table({"caption": pa.array([score["caption"]], pa.string()), "num_samples": [segment["num_samples"]]})
+    passes = {name: mask[0] for name, mask in select.rules(pair, settings, sample_rate).items()}
+    passes["above_min_score"] = score["score"] >= settings.min_score
+    passes["with_a_good_crop"] = best is not None and best >= settings.min_crop_score
+    fails = [name for name, holds in passes.items() if not holds and segment["split"] == "train"]
+    return {"score": score["score"], "best_crop_score": best, "fails": fails or None}
 
 
 def told(row: dict[str, Any]) -> dict[str, Any]:

@@ -4,10 +4,15 @@ Train pairs are kept at or above `min_score` (the paper's tau: 0.40 at 1.6B, 0.3
 `min_crop_score` (at least one). The best of them are the prompts of alignment; with `reserve_rl` they are trained on
 nowhere else. The paper does so, by its figures: of 117K pairs 1K go to alignment, and 116K are what the 320K of the
 lower threshold join to make 436K. Validation and test are not filtered by score, which would make the task easier; of
-their crops the best is kept where all are below the threshold. No recording may be in two splits.
+their crops the best is kept where all are below the threshold. No recording may be in two splits. Words that train's
+captions shall not have (`drop_words`) and a least length of true sound (`min_seconds`) are filters of AutoReCap (arXiv
+2406.19388); where they are not set, nothing asks for them.
 
 Everything is a column, because there are millions of pairs. Shapes: N pairs.
 """
+
+import re
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +39,7 @@ ALL = "all"  # the source that stands for all of them
 
 
 def select(
-    segments: pa.Table, scores: pa.Table, settings: Select, seed: int
+    segments: pa.Table, scores: pa.Table, settings: Select, seed: int, sample_rate: int
 ) -> tuple[dict[str, pa.Table], dict[str, int]]:
     """The four splits (`SCHEMA`) and the funnel: how many pairs are left after each rule.
 
@@ -46,11 +51,14 @@ def select(
     split, score = np.array(pairs["split"].to_pylist(), object), pairs["score"].to_numpy()
     train = np.flatnonzero(split == "train")
     funnel = {"segments": segments.num_rows, "scored": pairs.num_rows, "train": len(train)}
+    for name, mask in rules(pairs, settings, sample_rate).items():
+        train = train[mask[train]]
+        funnel[name] = len(train)
     above = train[score[train].astype(float) >= settings.min_score]
     funnel["above_min_score"] = len(above)
     good = above[best_crops(pairs)[above] >= settings.min_crop_score]
     funnel["with_a_good_crop"] = len(good)
-    _enough(pairs, good, train, settings)
+    _enough(pairs, good, train, settings, funnel["train"] - len(train))
     if settings.reserve_rl:
         rl = _top(pairs, good, settings.rl_prompts)
         stage1 = _some(good[~np.isin(good, rl)], settings.max_pairs, [seed, 1])
@@ -65,6 +73,34 @@ def select(
         chosen[name] = _some(held, count, [seed, stream])
     funnel |= {name: len(chosen[name]) for name in SPLITS}
     return {name: with_crops(pairs.take(chosen[name]), settings.min_crop_score) for name in SPLITS}, funnel
+
+
+def passing(pairs: pa.Table, settings: Select, sample_rate: int) -> np.ndarray:
+    """Train pairs that pass all rules but `min_score`. [N]"""
+    masks = (best_crops(pairs) >= settings.min_crop_score, *rules(pairs, settings, sample_rate).values())
+    return np.logical_and.reduce([pc.equal(pairs["split"], "train").to_numpy(), *masks])
+
+
+def rules(pairs: pa.Table, settings: Select, sample_rate: int) -> dict[str, np.ndarray]:
+    """Which pairs pass each rule that is set, but for scores; by the name that the funnel counts it under. [N] each"""
+    found = {}
+    if settings.drop_words:
+        found["without_drop_words"] = ~holds_word(pairs["caption"], settings.drop_words)
+    if settings.min_seconds:
+        found["of_min_seconds"] = pairs["num_samples"].to_numpy() >= settings.min_seconds * sample_rate
+    return found
+
+
+def holds_word(captions: pa.ChunkedArray, words: Sequence[str]) -> np.ndarray:
+    """Whether a caption has one of `words`, whole and in any case, or a regular plural of it. [N]
+
+    A word ends where letters and digits end: "music" is in "Music-like" and in "music's", not in "musical". Plurals add
+    s or es, and end in ies for y; irregular ones (people) and other forms (speaks, speaking) are words of their own.
+    """
+    plural = [f"{word[:-1]}(?:y|ys|ies)" if word[-1:] in "yY" else f"{word}(?:s|es)?" for word in words]
+    either = "|".join(re.sub(r" ", r"\\s+", word) for word in plural)
+    pattern = rf"(?:^|[^\pL\pN])(?:{either})(?:[^\pL\pN]|$)"
+    return pc.fill_null(pc.match_substring_regex(captions, pattern, ignore_case=True), False).to_numpy()
 
 
 def join(segments: pa.Table, scores: pa.Table) -> pa.Table:
@@ -112,13 +148,13 @@ def check_recordings(pairs: pa.Table) -> None:
         raise ValueError(f"{len(mixed)} recordings are in two splits: {names}; give all their clips one split")
 
 
-def sweep(segments: pa.Table, scores: pa.Table, min_crop_score: float, sample_rate: int) -> pa.Table:
+def sweep(segments: pa.Table, scores: pa.Table, settings: Select, sample_rate: int) -> pa.Table:
     """What each threshold would keep of train: pairs and hours of sound, of all sources and of each (`SWEEP_SCHEMA`).
 
-    Thresholds go from the lowest score to the highest in steps of 0.01, crops are held to `min_crop_score`.
+    Thresholds go from the lowest score to the highest in steps of 0.01; the other rules are those of `settings`.
     """
     pairs = join(segments, scores)
-    pairs = pairs.filter(pc.and_(pc.equal(pairs["split"], "train"), pa.array(best_crops(pairs) >= min_crop_score)))
+    pairs = pairs.filter(pa.array(passing(pairs, settings, sample_rate)))
     score, hours = pairs["score"].to_numpy().astype(float), pairs["num_samples"].to_numpy() / sample_rate / 3600
     sources = np.array(pairs["source"].to_pylist(), object)
     low, high = (np.floor(score.min() * 100), np.ceil(score.max() * 100)) if len(score) else (0, -1)
@@ -155,7 +191,7 @@ def _top(pairs: pa.Table, rows: np.ndarray, count: int) -> np.ndarray:
     return rows[order.to_numpy()[:count]]
 
 
-def _enough(pairs: pa.Table, good: np.ndarray, train: np.ndarray, settings: Select) -> None:
+def _enough(pairs: pa.Table, good: np.ndarray, train: np.ndarray, settings: Select, ruled_out: int) -> None:
     """Raises ValueError where fewer pairs are left than are asked for, with a threshold that would do."""
     rl, most = settings.rl_prompts, settings.max_pairs
     if settings.reserve_rl:
@@ -172,6 +208,8 @@ def _enough(pairs: pa.Table, good: np.ndarray, train: np.ndarray, settings: Sele
     if len(good) >= wanted:
         return
     left = f"{len(good)} of {len(train)} train pairs are left"
+    if ruled_out:
+        left += f" (without the {ruled_out} that drop_words and min_seconds rule out)"
     message = f"filter.select: {name} needs {wanted} pairs; {left}"
     if wanted > len(train):
         raise ValueError(f"{message}; no threshold would do, collect more or lower it to at most {len(train)}")

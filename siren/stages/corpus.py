@@ -14,14 +14,14 @@ def audit(thresholds: Sequence[float], config: Config) -> Any:
 
     select = config.filter.select
     taus = thresholds or (*audits.TIERS, select.min_score)
-    return audits.audit(_tables(), config.audio.sample_rate, taus, select.min_crop_score)
+    return audits.audit(_tables(), config.audio.sample_rate, taus, select)
 
 
-def history(name: str) -> tuple[Callable[[Any], str], list[tuple[str, dict[str, Any]]]]:
+def history(name: str, config: Config) -> tuple[Callable[[Any], str], list[tuple[str, dict[str, Any]]]]:
     """What every stage says of an item, and how to print a value of it. For `siren corpus show`."""
     from siren.filter import audit as audits
 
-    return audits.text, audits.history(_tables(), name)
+    return audits.text, audits.history(_tables(), name, config.filter.select, config.audio.sample_rate)
 
 
 def _tables() -> Any:

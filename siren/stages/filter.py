@@ -67,10 +67,10 @@ def select(config: Config) -> None:
         columns = ["id", "labels", "relation", "recording_id", "split", "source", "num_samples"]
         segments = shards.read_shards(SEGMENTS, "segments", columns)
         scores, settings = pq.read_table(SCORES / "scores.parquet"), config.filter.select
-        swept = selection.sweep(segments, scores, settings.min_crop_score, config.audio.sample_rate)
+        swept = selection.sweep(segments, scores, settings, config.audio.sample_rate)
         SPLITS.mkdir(parents=True, exist_ok=True)
         csv.write_csv(swept, SPLITS / "sweep.csv")  # before what may fail: it says which threshold would do
-        splits, funnel = selection.select(segments, scores, settings, config.seed)
+        splits, funnel = selection.select(segments, scores, settings, config.seed, config.audio.sample_rate)
         for name, table in splits.items():
             shards.write_table(SPLITS / f"{name}.parquet", table)
         (SPLITS / "summary.json").write_text(json.dumps(funnel, indent=1) + "\n")

@@ -1,4 +1,4 @@
-"""The nine public sources, each against a server with its real layout and some faults: in = out + quarantined."""
+"""The public sources, each against a server with its real layout and some faults: in = out + quarantined."""
 
 import hashlib
 import io

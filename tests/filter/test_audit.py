@@ -15,6 +15,7 @@ from siren.filter import audit, caption, score, select
 from siren.filter.audit import Tables
 
 RATE = 16000
+RULES = Select(0.0, 0.2, None, 0, False, 1, None)
 
 
 def table(schema: pa.Schema, rows: list[dict[str, Any]]) -> pa.Table:
@@ -41,7 +42,7 @@ def tables() -> Tables:
     captions = [{"id": name, "caption": f"sound {name}", "captioner": "human"} for name in ("a-000", "a-002", "b-000")]
     scores = [
         {"id": "a-000", "score": 0.5, "crop_offsets": [0, 1], "crop_scores": [0.1, 0.3]},
-        {"id": "a-002", "score": 0.37, "crop_offsets": [0], "crop_scores": [0.37]},
+        {"id": "a-002", "caption": "sounds", "score": 0.37, "crop_offsets": [0], "crop_scores": [0.37]},
         {"id": "b-000", "score": 0.9, "crop_offsets": [0], "crop_scores": [0.9]},
     ]
     return Tables(
@@ -62,7 +63,7 @@ def tables() -> Tables:
 
 
 def test_the_funnel_by_hand(tables: Tables) -> None:
-    found = audit.audit(tables, RATE, (0.4, 0.35), min_crop_score=0.2)
+    found = audit.audit(tables, RATE, (0.4, 0.35), RULES)
     assert [(name, count) for name, count, _ in found.funnel] == [
         ("found in the sources", 4),
         ("clips", 3),
@@ -92,15 +93,18 @@ def test_the_funnel_by_hand(tables: Tables) -> None:
     ]
 
 
-def test_it_counts_what_select_keeps() -> None:
+@pytest.mark.parametrize("rules", [RULES, dataclasses.replace(RULES, drop_words=("dog",), min_seconds=1.0)])
+def test_it_counts_what_select_keeps(rules: Select) -> None:
     generator = np.random.default_rng(0)
     names = [f"s{number}" for number in range(300)]
     segments = [
-        {"id": name, "recording_id": name, "num_samples": RATE, "split": ("test", "val", *["train"] * 8)[number % 10]}
+        {"id": name, "recording_id": name, "num_samples": RATE - (number % 7 == 6)}
+        | {"split": ("test", "val", *["train"] * 8)[number % 10]}
         for number, name in enumerate(names)
     ]
     scores = [
         {"id": name, "score": s, "crop_offsets": list(range(count)), "crop_scores": generator.uniform(-0.2, 0.5, count)}
+        | {"caption": "dogs bark" if int(name[1:]) % 3 else "rain"}
         for name, s, count in zip(names, generator.uniform(0, 0.7, 300), generator.integers(1, 5, 300), strict=True)
     ]
     made = Tables(
@@ -109,22 +113,22 @@ def test_it_counts_what_select_keeps() -> None:
         scores=table(score.SCHEMA, scores),
     )
     for tau in (0.0, 0.35, 0.4, 0.6):
-        splits, _ = select.select(made.segments, made.scores, Select(tau, 0.2, None, 0, False, 1, None), 0)
-        found = audit.kept(made, tau, 0.2)
-        assert found is not None
-        assert found.to_pylist() == splits["stage1"]["id"].to_pylist()
+        splits, _ = select.select(made.segments, made.scores, dataclasses.replace(rules, min_score=tau), 0, RATE)
+        train = audit.passing(made, rules, RATE)
+        assert train is not None
+        assert audit.kept(train, tau).to_pylist() == splits["stage1"]["id"].to_pylist()
 
 
 @pytest.mark.parametrize("missing", ["clips", "segments", "captions", "scores"])
 def test_it_works_on_the_tables_that_there_are(tables: Tables, missing: str) -> None:
     some = Tables(**{**vars(tables), missing: None})
-    found = audit.audit(some, RATE, (0.4,), 0.2)
+    found = audit.audit(some, RATE, (0.4,), RULES)
     assert found.quarantined
-    assert audit.audit(Tables(), RATE, (0.4,), 0.2).funnel == []
+    assert audit.audit(Tables(), RATE, (0.4,), RULES).funnel == []
 
 
 def test_a_clips_history_has_its_pieces_its_rejects_and_its_recording(tables: Tables) -> None:
-    story = audit.history(tables, "a")
+    story = audit.history(tables, "a", RULES, RATE)
     assert [stage for stage, _ in story] == [
         "fetch",
         "segment: quarantined",
@@ -132,23 +136,29 @@ def test_a_clips_history_has_its_pieces_its_rejects_and_its_recording(tables: Ta
         *["segment", "caption", "score", "select: stage1", "tokenize: stage1"],
         *["segment", "caption", "score", "select: in no split"],
     ]
-    assert story[-1][1] == {"score": pytest.approx(0.37), "best_crop_score": pytest.approx(0.37)}
+    scores = {"score": pytest.approx(0.37), "best_crop_score": pytest.approx(0.37)}
+    assert story[-1][1] == scores | {"fails": None}
+    rules = dataclasses.replace(RULES, min_score=0.4, drop_words=("sound",), min_seconds=5.5)
+    why = ["without_drop_words", "of_min_seconds", "above_min_score"]
+    assert audit.history(tables, "a-002", rules, RATE)[-1][1] == scores | {"fails": why}
     assert story[1][1] == {"item": "a-001", "reason": "silent", "detail": "why a-001"}
     assert story[2][1] == {"clips": ["b"]}
 
 
 def test_a_segment_and_an_item_in_quarantine_are_found_too(tables: Tables) -> None:
-    assert [row["id"] for stage, row in audit.history(tables, "a-002") if stage in ("fetch", "segment")] == [
+    assert [
+        row["id"] for stage, row in audit.history(tables, "a-002", RULES, RATE) if stage in ("fetch", "segment")
+    ] == [
         "a",
         "a-002",
     ]
-    assert audit.history(tables, "d") == [
+    assert audit.history(tables, "d", RULES, RATE) == [
         ("fetch: quarantined", {"item": "d", "reason": "not_found", "detail": "why d"})
     ]
     with pytest.raises(ValueError, match="there is 'b-000'"):
-        audit.history(tables, "B-0")
+        audit.history(tables, "B-0", RULES, RATE)
     with pytest.raises(ValueError, match="run the stage `fetch`"):
-        audit.history(Tables(), "a")
+        audit.history(Tables(), "a", RULES, RATE)
 
 
 def test_values_are_shown_short() -> None:
@@ -165,7 +175,7 @@ def test_the_history_tells_what_every_rule_made_of_each_candidate(tables: Tables
         {"origin": "qwen2-audio", "raw": None, "missing": "timeout: no answer", "steps": []},
     ]
     row = {"id": "a-000", "caption": "a dog barks", "captioner": "qwen2-audio", "history": history}
-    found = audit.history(dataclasses.replace(tables, captions=table(caption.SCHEMA, [row])), "a-000")
+    found = audit.history(dataclasses.replace(tables, captions=table(caption.SCHEMA, [row])), "a-000", RULES, RATE)
     facts = dict(found)["caption"]
     assert "history" not in facts
     assert [facts[f"candidate {n} (qwen2-audio)"] for n in (1, 2, 3)] == [

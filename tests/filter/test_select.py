@@ -13,6 +13,7 @@ from siren.config import Select
 from siren.filter import select as selection
 from siren.filter.score import SCHEMA as SCORES
 
+RATE = 100  # samples a second
 RULES: dict[str, Any] = {
     "min_score": 0.2,
     "min_crop_score": 0.1,
@@ -36,7 +37,7 @@ def corpus(train: list[float], crops: list[list[float]] | None = None, held: int
             "recording_id": [f"r-{name}" for name in names],
             "split": splits,
             "source": ["forest" if name.endswith(("1", "3")) else "city" for name in names],
-            "num_samples": [3600 * 100] * len(names),
+            "num_samples": [3600 * RATE] * len(names),
         }
     )
     values = train + [-0.3] * 2 * held
@@ -45,7 +46,7 @@ def corpus(train: list[float], crops: list[list[float]] | None = None, held: int
 
 
 def choose(tables: tuple[pa.Table, ...], seed: int = 0, **rules: Any) -> tuple[dict[str, pa.Table], dict[str, int]]:
-    return selection.select(*tables, Select(**RULES | rules), seed)
+    return selection.select(*tables, Select(**RULES | rules), seed, RATE)
 
 
 def test_thresholds_top_and_held_out_splits() -> None:
@@ -172,7 +173,7 @@ def test_crops_below_the_threshold_are_left_out_and_one_is_always_left() -> None
 def test_the_sweep_agrees_with_the_selection_at_every_threshold() -> None:
     values = [0.101, 0.2, 0.25, 0.31, 0.31, 0.9, 0.5]
     tables = corpus(values, [[v] for v in values[:-1]] + [[0.0]])
-    swept = selection.sweep(*tables, 0.1, 100).to_pylist()
+    swept = selection.sweep(*tables, Select(**RULES), RATE).to_pylist()
     assert {row["source"] for row in swept} == {"all", "forest", "city"}
     for row in swept:
         if row["source"] == "all":
@@ -185,4 +186,100 @@ def test_the_sweep_agrees_with_the_selection_at_every_threshold() -> None:
             assert sum(parts) == row["pairs"]
         assert row["hours"] == pytest.approx(row["pairs"])
     assert [swept[0]["pairs"], swept[0]["tau"]] == [6, 0.1]  # t6 has no crop above 0.1
-    assert selection.sweep(tables[0].slice(0, 0), tables[1], 0.1, 100).num_rows == 0
+    assert selection.sweep(tables[0].slice(0, 0), tables[1], Select(**RULES), RATE).num_rows == 0
+
+
+# Filters of AutoReCap: words that captions shall not have, and a least length.
+
+
+def described(
+    tables: tuple[pa.Table, ...], captions: dict[str, str], seconds: dict[str, float]
+) -> tuple[pa.Table, ...]:
+    """The same tables with other captions and lengths, by id."""
+    segments, scores = tables
+    names = segments["id"].to_pylist()
+    lengths = [round(RATE * seconds.get(name, 10.0)) for name in names]
+    words = [captions.get(name, "rain falls") for name in scores["id"].to_pylist()]
+    return (
+        segments.set_column(segments.column_names.index("num_samples"), "num_samples", [lengths]),
+        scores.set_column(scores.column_names.index("caption"), "caption", [words]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("caption", "holds"),
+    [
+        ("Music plays", True),
+        ("a man speaks over MUSIC.", True),
+        ("music-like humming", True),
+        ("the music's echo", True),
+        ("musical notes", False),
+        ("muzak", False),
+        ("two melodies, then wind", True),
+        ("a melody", True),
+        ("church bells ring", True),
+        ("a belly laugh", False),
+        ("waltzes at night", True),
+        ("a man  speaking far away", True),
+        ("a man, speaking", False),
+        ("a man speaks", False),
+        ("Canción", True),
+        ("canciónes", True),
+        ("", False),
+    ],
+)
+def test_whole_words_and_their_plurals_are_found(caption: str, holds: bool) -> None:
+    words = ["music", "melody", "Bell", "waltz", "man speaking", "canción"]
+    assert selection.holds_word(pa.chunked_array([[caption]]), words).tolist() == [holds]
+
+
+def test_a_caption_that_is_none_has_no_word() -> None:
+    assert selection.holds_word(pa.chunked_array([[None, "music"]], pa.string()), ["music"]).tolist() == [False, True]
+
+
+def test_words_and_length_take_from_train_alone_and_are_counted() -> None:
+    captions = dict.fromkeys(("t0", "t3", "v0", "x0"), "speech and music")
+    tables = described(corpus([0.9, 0.8, 0.7, 0.6, 0.05]), captions, {"t2": 4.99, "t3": 1, "x1": 1, "t1": 5})
+    splits, funnel = choose(tables, drop_words=("music",), min_seconds=5.0, rl_prompts=1, val_pairs=3)
+    assert splits["stage1"]["id"].to_pylist() == splits["rl"]["id"].to_pylist() == ["t1"]
+    assert (len(splits["val"]), len(splits["test"])) == (3, 3)
+    assert list(funnel.items())[2:7] == [
+        ("train", 5),
+        ("without_drop_words", 3),
+        ("of_min_seconds", 2),
+        ("above_min_score", 1),
+        ("with_a_good_crop", 1),
+    ]
+    swept = selection.sweep(*tables, Select(**RULES | {"drop_words": ("music",), "min_seconds": 5.0}), RATE)
+    assert next(row["pairs"] for row in swept.to_pylist() if row["source"] == "all") == 1  # t4 has no crop above 0.1
+
+
+def test_rules_that_are_not_set_change_nothing() -> None:
+    tables = described(corpus([0.9, 0.8, 0.7, 0.6]), {"t0": "music"}, {"t1": 0.1})
+    splits, funnel = choose(tables)
+    assert not {"without_drop_words", "of_min_seconds"} & set(funnel)
+    same, _ = choose(tables, drop_words=(), min_seconds=0.0)
+    assert all(splits[name].equals(same[name]) for name in splits)
+    assert splits["stage1"].num_rows == 4
+
+
+def test_too_few_says_what_words_and_length_took() -> None:
+    tables = described(corpus([0.9, 0.8, 0.7]), {"t0": "music"}, {"t1": 1})
+    with pytest.raises(
+        ValueError, match=r"1 of 1 train pairs are left \(without the 2 that drop_words and min_seconds"
+    ):
+        choose(tables, drop_words=("music",), min_seconds=5.0, max_pairs=2)
+
+
+@given(words=st.lists(st.sampled_from(["rain", "dog", "music", "a dog"]), max_size=3), least=st.floats(0, 12))
+@settings(deadline=None, max_examples=50)
+def test_a_word_or_a_second_more_never_keeps_more(words: list[str], least: float) -> None:
+    captions = {f"t{i}": text for i, text in enumerate(["rain", "a dog in rain", "dogs", "a cat", "musical chairs"])}
+    tables = described(corpus([0.5] * 5), captions, {f"t{i}": 2.0 * i for i in range(5)})
+    pairs = selection.join(*tables)
+    masks = [
+        selection.passing(pairs, Select(**RULES | {"drop_words": tuple(some), "min_seconds": least / divisor}), RATE)
+        for some, divisor in ((words, 1), (words[:-1], 1), (words, 2))
+    ]
+    assert np.all(masks[0] <= masks[1])
+    assert np.all(masks[0] <= masks[2])

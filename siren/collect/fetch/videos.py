@@ -10,12 +10,14 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from siren.atomic import replacing
 from siren.collect.fetch.download import Downloader, FetchError, Passing
-from siren.collect.fetch.media import Row
+from siren.collect.fetch.media import Item, Row
 from siren.config import ConfigError
 
 WATCH = "https://www.youtube.com/watch?v="
@@ -56,25 +58,36 @@ class Cut:
     end: float
     watch: str = WATCH
     arguments: tuple[str, ...] = ()  # more for yt-dlp, e.g. --cookies FILE
+    parts: tuple[tuple[float, float], ...] = ()  # all that is wanted of the video, cut out of one download
 
     @property
     def id(self) -> str:
         """Of the clip in its dataset: two of one video may differ in their ends only."""
         return f"{self.video}-{round(self.start * 1000)}-{round(self.end * 1000)}"
 
+    @property
+    def url(self) -> str:
+        return f"{self.watch}{self.video}"
+
     def get(self, downloader: Downloader) -> tuple[Path, Row]:
-        url = f"{self.watch}{self.video}"
-        path = downloader.path(f"{url}#{self.start:.3f}-{self.end:.3f}", suffix=".flac")
-        facts = path.with_suffix(".json")
-        with downloader.lock(path):
+        path, track = self._path(downloader), downloader.path(self.url, suffix=".track")
+        with downloader.lock(track):
             if not path.is_file():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                track = path.with_suffix(".track")
-                info = downloader.retrying(url, lambda: self._download(url, track, downloader))
-                facts.write_text(json.dumps(info))
-                self._cut(url, track, path)
-                track.unlink(missing_ok=True)
-        return path, json.loads(facts.read_text())
+                track.parent.mkdir(parents=True, exist_ok=True)
+                info = downloader.retrying(self.url, lambda: self._download(self.url, track, downloader))
+                try:
+                    self._cut(track, path, info)
+                    for start, end in self.parts:
+                        other = replace(self, start=start, end=end)
+                        if not (place := other._path(downloader)).is_file():
+                            with suppress(FetchError):  # it will be asked for itself
+                                other._cut(track, place, info)
+                finally:
+                    track.unlink(missing_ok=True)
+        return path, json.loads(path.with_suffix(".json").read_text())
+
+    def _path(self, downloader: Downloader) -> Path:
+        return downloader.path(f"{self.url}#{self.start:.3f}-{self.end:.3f}", suffix=".flac")
 
     def _download(self, url: str, track: Path, downloader: Downloader) -> Row:
         settings = downloader.settings
@@ -92,16 +105,29 @@ class Cut:
         licence = found.get("license") or "YouTube"  # its standard licence, which the page does not name
         return {"licence": licence, "author": found.get("uploader") or found.get("channel")}
 
-    def _cut(self, url: str, track: Path, path: Path) -> None:
+    def _cut(self, track: Path, path: Path, info: Row) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".json").write_text(json.dumps(info))
         command = ["ffmpeg", "-nostdin", "-hide_banner", "-loglevel", "error", "-y"]
         command += ["-ss", f"{self.start:.3f}", "-i", str(track), "-t", f"{self.end - self.start:.3f}", "-map", "0:a:0"]
         command += ["-map_metadata", "-1", "-fflags", "+bitexact", "-c:a", "flac", "-sample_fmt", "s16"]
         with replacing(path) as made:
-            said = _run([*command, "-f", "flac", str(made)], url)
+            said = _run([*command, "-f", "flac", str(made)], self.url)
             if said.returncode or not made.is_file():
-                track.unlink(missing_ok=True)
                 reason = "no_sound" if "matches no streams" in said.stderr else "cut_failed"
-                raise FetchError(reason, f"ffmpeg on {url}: {_last(said.stderr)}")
+                raise FetchError(reason, f"ffmpeg on {self.url}: {_last(said.stderr)}")
+
+
+def together(items: Sequence[Item | Row]) -> Iterator[Item | Row]:
+    """Items that are cuts, those of one video told of one another."""
+    parts: dict[str, dict[tuple[float, float], None]] = {}
+    for item in items:
+        if isinstance(item, Item) and isinstance(cut := item.media, Cut):
+            parts.setdefault(cut.video, {})[cut.start, cut.end] = None
+    for item in items:
+        if isinstance(item, Item) and isinstance(cut := item.media, Cut):
+            item = replace(item, media=replace(cut, parts=tuple(parts[cut.video])))
+        yield item
 
 
 def _run(command: list[str], url: str) -> "subprocess.CompletedProcess[str]":

@@ -4,7 +4,7 @@ One of `SOURCES` is a function `(options, folder, audio, seed, engine) -> (rows,
 under `folder/audio`, by the engine where that pays, and returns one row for each clip (the columns of `CLIPS_SCHEMA`)
 and one row for each thing it had to leave out, with the reason. One of `REMOTE` is a function
 `(options, downloader) -> items`: it reads the index of its dataset and says where the sounds are; `siren.collect.fetch`
-gets them. Each of those takes the option `limit`, too.
+gets them. Each of those takes the option `limit`, too, and sources of videos `transcripts`.
 """
 
 import itertools
@@ -17,6 +17,7 @@ import pyarrow as pa
 from siren.collect.fetch import licences
 from siren.collect.fetch.download import Downloader
 from siren.collect.fetch.media import Item, Row, obtain
+from siren.collect.fetch.transcripts import Transcripts, wordless
 from siren.collect.sources import (
     audiocaps,
     audioset,
@@ -29,8 +30,9 @@ from siren.collect.sources import (
     scenes,
     soundbible,
     vggsound,
+    videos,
 )
-from siren.config import Audio, ConfigError, Source, require
+from siren.config import Audio, ConfigError, Source, parse, require
 from siren.engine import LOCAL, Engine
 
 Rows = list[dict[str, Any]]
@@ -47,9 +49,10 @@ REMOTE: dict[str, Callable[[dict[str, Any], Downloader], Iterator[Item | Row]]] 
     "freesound": freesound.items,
     "soundbible": soundbible.items,
     "vggsound": vggsound.items,
+    "videos": videos.items,
 }
 
-VIDEOS = ("audiocaps", "audioset", "avsync15", "vggsound")  # of REMOTE, those that need `videos.REMEDIES`
+VIDEOS = ("audiocaps", "audioset", "avsync15", "vggsound", "videos")  # of REMOTE, those that need `videos.REMEDIES`
 
 CLIPS_SCHEMA = pa.schema(
     [
@@ -99,7 +102,15 @@ def collect(
             require(
                 limit is None or (isinstance(limit, int) and limit > 0), f"{source.kind}: limit is {limit!r}; a count"
             )
-            items = itertools.islice(REMOTE[source.kind](options, downloader), limit)
+            transcripts = options.pop("transcripts", None)
+            require(
+                transcripts is None or source.kind in VIDEOS,
+                f"{source.kind}: transcripts is an option of sources of videos: {', '.join(VIDEOS)}",
+            )
+            items = REMOTE[source.kind](options, downloader)
+            if transcripts is not None:
+                items = wordless(items, parse(Transcripts, transcripts, f"{source.kind} transcripts"))
+            items = itertools.islice(items, limit)
             found, bad = obtain(items, source.kind, folder, downloader, wanted, engine)
         else:
             kinds = ", ".join([*SOURCES, *REMOTE])
