@@ -42,9 +42,7 @@ class PerClip:
     """What corpus figures are made of, of clips in the order of `ids`."""
 
     ids: list[str]
-    bleu_counts: (
-        np.ndarray
-    )  # [N, 10] matched n-grams of 1 to 4 words, n-grams of the candidate, its length, reference's
+    bleu_counts: np.ndarray  # [N, 10] matched n-grams of 1 to 4 words, those of the candidate, its length, reference's
     rouge_l: np.ndarray  # [N]
     cider_d: np.ndarray  # [N]
     words: np.ndarray  # [W] of all candidates, each once for a clip
@@ -117,9 +115,8 @@ def _figures(parts: Sequence[PerClip], resamples: int, seed: int) -> Figures:
             return float(np.mean([statistic(part, counts) for part in parts]))
 
         value, low, high = bootstrap.of_counts(average, count, resamples, seed)
-        return bootstrap.Interval(value, min(low, value), max(high, value)).record(
-            count
-        )  # where nothing is left to find
+        # Distinct words, where nothing is left to find, may lie outside of what is drawn.
+        return bootstrap.Interval(value, min(low, value), max(high, value)).record(count)
 
     def mean(values: Sequence[np.ndarray]) -> dict[str, Any]:
         return bootstrap.mean(np.mean(values, axis=0), resamples, seed).record(count)

@@ -1,5 +1,6 @@
 """Stages of train: the frozen networks, loaded or trained here, then the transformers of stage 1 one by one."""
 
+import itertools
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -58,10 +59,9 @@ def autocap(config: Config) -> None:
     """
     import torch
 
-    from siren.evaluate import captions as measured
     from siren.hashing import item_seed
     from siren.networks import autocap as captioners
-    from siren.train.autocap import caption_all, train_autocap
+    from siren.train.autocap import train_autocap
 
     folder, settings = MODELS / "autocap", config.networks.autocap
     with tracking.stage("autocap", config, sections=("seed", "audio", "networks.autocap")) as run:
@@ -86,22 +86,12 @@ def autocap(config: Config) -> None:
             extra = {"recipe": to_dict(settings), "seed": seed, "licence": "Apache-2.0"}
         else:
             made, extra = captioners.load_weights(settings, rate).to(device), captioners.extra(settings.weights)
-        report: dict[str, Any] = {}
-        for split in ("val", "test"):
-            ids, wavs, captions, known, _ = reading.described(split)
-            if ids:
-                references = dict(zip(ids, captions, strict=True))
-                alone: list[dict[str, str]] = [{} for _ in ids]
-                for name, given in (("sound and metadata", known), ("sound alone", alone)):
-                    written = dict(zip(ids, caption_all(made, wavs, given, BEAMS), strict=True))
-                    figures = measured.score(written, references, seed=config.seed)
-                    examples = [{"id": i, "written": written[i], "people": references[i][0]} for i in ids[:EXAMPLES]]
-                    report.setdefault(split, {})[name] = {"figures": figures, "examples": examples}
+        report = {split: _described(made, split, config) for split in ("val", "test")}
         captioners.save(folder, made, extra)
         for place in checkpoints:
             place.clear()
         places.write_report("networks/autocap.json", report)
-        run.summary({k: v for k, v in flatten(report).items() if isinstance(v, float)})
+        run.summary({k: v for k, v in flatten(report).items() if isinstance(v, int | float)})
 
 
 def clap(config: Config) -> None:
@@ -250,6 +240,29 @@ def _text_audio(name: str, config: Config, networks: Any, run: tracking.Run) -> 
         checkpoint.clear()
     places.write_report(f"networks/{name}.json", report)
     run.summary(flatten(report))
+
+
+def _described(made: Any, split: str, config: Config) -> dict[str, Any]:
+    """How near a captioner's captions of held-out clips come to people's, with what is known of clips and without."""
+    from siren.evaluate import captions as measured
+    from siren.train.autocap import caption_all, clap_score
+
+    ids, wavs, captions, known, _ = reading.described(split)
+    if not ids:
+        return {}
+    references = dict(zip(ids, captions, strict=True))
+    alone: list[dict[str, str]] = [{} for _ in ids]
+    report: dict[str, Any] = {"people": {"clap_score": clap_score(made, wavs, [texts[0] for texts in captions])}}
+    for name, metadata in (("sound and metadata", known), ("sound alone", alone)):
+        written = caption_all(made, wavs, metadata, BEAMS)
+        figures = measured.score(dict(zip(ids, written, strict=True)), references, seed=config.seed)
+        examples = zip(ids, written, captions, strict=True)
+        report[name] = {
+            "clap_score": clap_score(made, wavs, written),
+            **figures,
+            "examples": [{"id": i, "written": w, "people": p[0]} for i, w, p in itertools.islice(examples, EXAMPLES)],
+        }
+    return report
 
 
 def _prefixed(log: Callable[[int, dict[str, float]], None], name: str) -> Callable[[int, dict[str, float]], None]:

@@ -152,3 +152,16 @@ def caption_all(
         wav = torch.from_numpy(wavs[start:stop].astype(np.float32) / np.float32(FULL_SCALE)).to(device)
         found += [text for text, _ in model.captions(wav, metadata[start:stop], beams)]
     return found
+
+
+@torch.no_grad()
+def clap_score(model: AutoCap, wavs: np.ndarray, captions: list[str], batch_size: int = 64) -> float | None:
+    """Mean cosine of int16 clips [N, S] and these captions by the CLAP that the network reads; None without one."""
+    if model.clap is None:
+        return None
+    device, scores = model.writer.queries.device, []
+    for start in range(0, len(wavs), batch_size):
+        part = slice(start, start + batch_size)
+        wav = torch.from_numpy(wavs[part].astype(np.float32) / np.float32(FULL_SCALE)).to(device)
+        scores.append((model.clap.embed_audio(wav) * model.clap.embed_text(captions[part])).sum(-1))
+    return float(torch.cat(scores).mean())

@@ -20,7 +20,7 @@ TEMPLATE = Caption("template", None, None)
 
 
 def segments(*rows: tuple[str, list[str], list[str], str | None]) -> pa.Table:
-    return pa.Table.from_pylist([dict(zip(captions.SOURCE_COLUMNS, row, strict=True)) for row in rows])
+    return pa.Table.from_pylist([dict(zip(captions.SOURCE_COLUMNS, (*row, None), strict=True)) for row in rows])
 
 
 def made(table: pa.Table, seed: int = 0) -> tuple[pa.Table, list[dict[str, str]], dict[str, int]]:
@@ -138,7 +138,8 @@ def heard(monkeypatch: pytest.MonkeyPatch, *answers: Answer) -> tuple[Any, Liste
 
 def sounding(*names: str) -> pa.Table:
     pcm = [shards.float_to_pcm(np.full(8, 0.1 * (i + 1))) for i in range(len(names))]
-    rows = [{"id": n, "captions": ["Rain."] if n == "h" else [], "labels": [f"a {n}"], "relation": None} for n in names]
+    rows = [{"id": n, "captions": ["Rain."] if n == "h" else [], "labels": [f"a {n}"]} for n in names]
+    rows = [{**row, "relation": None, "title": f"{row['id']}.wav"} for row in rows]
     table = pa.Table.from_pylist(rows)
     return table.append_column("num_samples", pa.array([5] * len(names))).append_column("pcm", pa.array(pcm))
 
@@ -150,6 +151,7 @@ def test_a_captioner_that_hears_gets_the_sound_without_padding_and_only_where_it
     assert [clip.id for clip in listener.clips] == ["dog", "fox"]
     assert [clip.wav.shape for clip in listener.clips] == [(5,), (5,)]  # type: ignore[union-attr]
     np.testing.assert_allclose(listener.clips[1].wav, 0.3, atol=1e-4)  # type: ignore[arg-type]
+    assert [clip.title for clip in listener.clips] == ["dog.wav", "fox.wav"]
     assert quarantine == []
     assert table["caption"].to_pylist() == ["a dog barking loudly", "rain", "a fox barking loudly"]
     assert table["candidates"].to_pylist()[0] == ["a dog barking loudly"]
