@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from siren import tracking
+from siren.atomic import write_text
 from siren.config import Config, to_dict
 from siren.tracking import lineage
 
@@ -67,6 +68,12 @@ def network_versions(**folders: Path) -> dict[str, str]:
     from siren.networks.store import read_sidecar
 
     return {name: str(read_sidecar(path)["extra"].get("licence", "unknown")) for name, path in folders.items()}
+
+
+def no_network(folder: Path) -> None:
+    """A folder that says that the settings ask for no network here; whoever loads it is told its kind."""
+    sidecar: dict[str, Any] = {"kind": "none", "config": {}, "sha256": None, "extra": {}}
+    write_text(folder / "config.json", json.dumps(sidecar, indent=2) + "\n")
 
 
 def stage1_folders(config: Config) -> list[Path]:

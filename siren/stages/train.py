@@ -57,18 +57,18 @@ def autocap(config: Config) -> None:
 
     Where networks.autocap is null, no segment needs one, and the folder says so.
     """
-    import torch
-
-    from siren.hashing import item_seed
-    from siren.networks import autocap as captioners
-    from siren.train.autocap import train_autocap
-
     folder, settings = MODELS / "autocap", config.networks.autocap
     with tracking.stage("autocap", config, sections=("seed", "audio", "networks.autocap")) as run:
         if settings is None:
-            captioners.save_none(folder)
+            places.no_network(folder)
             places.write_report("networks/autocap.json", {})
             return
+        import torch
+
+        from siren.hashing import item_seed
+        from siren.networks import autocap as captioners
+        from siren.train.autocap import train_autocap
+
         device, seed, rate = places.device(), item_seed(config.seed, "autocap"), config.audio.sample_rate
         checkpoints: list[Any] = []
         if settings.weights is None:

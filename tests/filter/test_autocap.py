@@ -12,6 +12,7 @@ from siren.filter.caption import Captioning, captioners
 from siren.filter.caption.autocap import Listener, fit, metadata
 from siren.filter.caption.protocol import Clip
 from siren.networks import autocap
+from siren.stages import places
 from tests.networks.test_autocap import CAPTIONS, network, settings  # noqa: F401
 from tests.networks.test_autocap import clap_folder as clap_folder
 
@@ -84,7 +85,7 @@ def test_clips_are_brought_to_the_length_that_the_tower_hears(length: int, expec
 def test_settings_that_name_no_network_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="captioner=autocap"):
         captioners.captioner(Caption("autocap", None, None), 0)
-    autocap.save_none(tmp_path)
+    places.no_network(tmp_path)
     with pytest.raises(ValueError, match="of kind 'none'"):
         caption(tmp_path)(segments(2))
 

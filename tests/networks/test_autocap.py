@@ -16,6 +16,7 @@ from siren.networks import clap as claps
 from siren.networks.autocap import published
 from siren.networks.autocap.model import AutoCap
 from siren.networks.clap.names import to_laion
+from siren.stages import places
 from tests.networks.test_clap import CAPTIONS, clips, tiny
 
 SMALL = {"queries": 4, "query_width": 16, "query_ffn": 32, "width": 32, "ffn": 32, "max_positions": 64, "dropout": 0.0}
@@ -146,7 +147,7 @@ def test_what_is_saved_is_what_is_loaded_clap_included(network: AutoCap, tmp_pat
 
 
 def test_a_pipeline_without_a_captioner_says_so(tmp_path: Path) -> None:
-    autocap.save_none(tmp_path)
+    places.no_network(tmp_path)
     with pytest.raises(ValueError, match="of kind 'none'"):
         autocap.load(tmp_path)
 

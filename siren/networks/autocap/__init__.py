@@ -1,11 +1,9 @@
 """AutoCap: describes a clip from its sound and from what is known of it (title, labels)."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
-from siren.atomic import write_text
 from siren.config import AutoCap as Settings
 from siren.config import ConfigError, Network, parse
 from siren.networks import clap as claps
@@ -53,13 +51,6 @@ def save(folder: str | Path, made: AutoCap, extra: dict[str, Any] | None = None)
     if clap is not None:
         (folder / CLAP).mkdir(exist_ok=True)
         claps.save(folder / CLAP, clap)
-
-
-def save_none(folder: str | Path) -> None:
-    """A folder that says that there is no captioner; `load` refuses it by its kind."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    sidecar: dict[str, Any] = {"kind": "none", "config": {}, "sha256": None, "extra": {}}
-    write_text(Path(folder) / store.SIDECAR, json.dumps(sidecar, indent=2) + "\n")
 
 
 def load(folder: str | Path, device: str = "cpu") -> AutoCap:

@@ -1,0 +1,82 @@
+"""The stage `autocap`: nothing where nobody asks, trained on people's captions, loaded from a folder; and `caption`."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from siren import config as settings
+from siren.config import BeamSearch
+from siren.networks import store
+from siren.stages import pipeline, places
+from tests.networks.test_autocap import settings as small
+from tests.tables import write_shards
+from tests.train.test_autocap import corpus, stages
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project with 20 segments: 16 that people have captioned, of all splits, and 4 without any words."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SIREN_EXPORT", "0")
+    wavs, captions, known, relations = corpus(20)
+    columns = {
+        "id": [f"clip-{index}" for index in range(20)],
+        "split": (["train"] * 10 + ["val"] * 3 + ["test"] * 3) + ["train"] * 4,
+        "captions": [*captions[:16], *[[]] * 4],
+        "labels": [[]] * 20,
+        "relation": relations,
+        "title": [one["title"] for one in known],
+        "num_samples": [25600] * 20,
+        "pcm": [wav.tobytes() for wav in wavs],
+    }
+    write_shards(places.SEGMENTS, "segments", pa.table(columns), rows_per_shard=8)
+    return tmp_path
+
+
+def configured(tmp_path: Path, weights: str | None = None) -> settings.Config:
+    whole = settings.load(PARAMS)
+    chosen = small(tmp_path / "clap", **stages(2), weights=weights)
+    caption = replace(whole.filter.caption, captioner="autocap", autocap=BeamSearch("models/autocap", 1, 8))
+    return replace(
+        whole, networks=replace(whole.networks, autocap=chosen), filter=replace(whole.filter, caption=caption)
+    )
+
+
+def test_where_the_settings_ask_for_none_there_is_none(workspace: Path) -> None:
+    pipeline.autocap(settings.load(PARAMS))
+    assert store.read_sidecar("models/autocap")["kind"] == "none"
+    assert json.loads(Path("reports/networks/autocap.json").read_text()) == {}
+
+
+def test_trained_or_loaded_it_is_measured_and_captions_what_nobody_did(workspace: Path) -> None:
+    pipeline.autocap(configured(workspace))
+    report = Path("reports/networks/autocap.json").read_text()
+    figures = json.loads(report)["val"]["sound and metadata"]
+    assert figures["cider_d"]["count"] == 3
+    assert figures["cider_d"]["low"] <= figures["cider_d"]["value"] <= figures["cider_d"]["high"]
+    assert [one["id"] for one in figures["examples"]] == ["clip-10", "clip-11", "clip-12"]
+    assert -1 <= figures["clap_score"] <= 1
+    assert not list(Path(".siren/checkpoints").rglob("*.safetensors")), "nothing is left to resume"
+
+    kept = (workspace / "models" / "autocap").rename(workspace / "kept")
+    pipeline.autocap(configured(workspace, weights="kept"))
+    for file in ("model.safetensors", "config.json", "tokenizer.json", "clap/model.safetensors"):
+        assert (workspace / "models" / "autocap" / file).read_bytes() == (kept / file).read_bytes()
+    assert Path("reports/networks/autocap.json").read_text() == report
+
+    pipeline.caption(configured(workspace))
+    table = pq.read_table("data/captions/captions.parquet")
+    quarantine = pq.read_table("data/captions/quarantine.parquet")
+    who = dict(zip(table["id"].to_pylist(), table["captioner"].to_pylist(), strict=True))
+    assert [who[f"clip-{index}"] for index in range(16)] == ["human"] * 16
+    left = {name: origin for name, origin in who.items() if origin != "human"}
+    assert set(left.values()) <= {"autocap"}
+    assert set(left) | set(quarantine["item"].to_pylist()) == {f"clip-{index}" for index in range(16, 20)}
+    made_with = json.loads(table.schema.metadata[b"made_with"])["describe"]
+    assert made_with["sha256"] == store.read_sidecar("models/autocap")["sha256"]
