@@ -130,8 +130,15 @@ def networks(config: Config) -> dict[str, Network]:
 
 
 def captioner(config: Config, root: Path) -> Iterator[Check]:
-    """Whether the language models that describe and reword are here; those behind an address are not asked."""
-    caption = config.filter.caption
+    """Whether the networks that describe and reword are here; those behind an address are not asked."""
+    caption, autocap = config.filter.caption, config.networks.autocap
+    if autocap is not None:
+        named = {"weights": autocap.weights, "clap": autocap.clap}
+        named |= {"bart": autocap.bart} if autocap.weights is None else {}
+        for name, given in named.items():
+            if given is not None or name == "weights":
+                network = Network("transformers", given, {}, None if given else autocap.finetuning)
+                yield from weights(f"autocap {name}", network, root, f"networks.autocap.{name}")
     used = {"describe": caption.describe if caption.captioner == "qwen2-audio" else None, "rewrite": caption.rewrite}
     for name, model in used.items():
         if model is not None and model.endpoint is None:

@@ -69,6 +69,21 @@ def test_nothing_is_missing_for_the_demo() -> None:
     assert found.sampling["batch"] == 128  # guidance doubles it
 
 
+def test_a_captioner_needs_its_weights_its_clap_and_untrained_a_bart(tmp_path: Path) -> None:
+    demo = config.load(Path(__file__).parents[1] / "params.yaml")
+    training = demo.networks.codec.training
+    autocap = config.AutoCap("a.ckpt", "c.pt", True, "facebook/bart-base", {}, None, training, training, 0.1, 0.5, 0.1)
+
+    def found(chosen: config.AutoCap) -> dict[str, str]:
+        asked = dataclasses.replace(demo, networks=dataclasses.replace(demo.networks, autocap=chosen))
+        return {check.name: check.status for check in doctor.captioner(asked, tmp_path)}
+
+    (tmp_path / "c.pt").touch()
+    assert found(autocap) == {"autocap weights": "missing", "autocap clap": "ok"}
+    untrained = dataclasses.replace(autocap, weights=None)
+    assert found(untrained) == {"autocap weights": "ok", "autocap clap": "ok", "autocap bart": "missing"}
+
+
 @pytest.mark.parametrize(("memory", "status"), [(48e9, "ok"), (12e9, "missing")])
 def test_a_gpu_is_measured_against_the_memory_that_is_needed(
     paper: config.Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: float, status: str
