@@ -86,7 +86,7 @@ def autocap(config: Config) -> None:
             extra = {"recipe": to_dict(settings), "seed": seed, "licence": "Apache-2.0"}
         else:
             made, extra = captioners.load_weights(settings, rate).to(device), captioners.extra(settings.weights)
-        report = {split: _described(made, split, config) for split in ("val", "test")}
+        report = {split: _described(made, split, config, run) for split in ("val", "test")}
         captioners.save(folder, made, extra)
         for place in checkpoints:
             place.clear()
@@ -242,9 +242,13 @@ def _text_audio(name: str, config: Config, networks: Any, run: tracking.Run) -> 
     run.summary(flatten(report))
 
 
-def _described(made: Any, split: str, config: Config) -> dict[str, Any]:
-    """How near a captioner's captions of held-out clips come to people's, with what is known of clips and without."""
+def _described(made: Any, split: str, config: Config, run: tracking.Run) -> dict[str, Any]:
+    """How near a captioner's captions of held-out clips come to people's, with what is known of clips and without.
+
+    Some clips are kept in the run, by what it says of their sound alone.
+    """
     from siren.evaluate import captions as measured
+    from siren.shards import FULL_SCALE
     from siren.train.autocap import caption_all, clap_score
 
     ids, wavs, captions, known, _ = reading.described(split)
@@ -262,6 +266,8 @@ def _described(made: Any, split: str, config: Config) -> dict[str, Any]:
             **figures,
             "examples": [{"id": i, "written": w, "people": p[0]} for i, w, p in itertools.islice(examples, EXAMPLES)],
         }
+    for name, wav, text in itertools.islice(zip(ids, wavs, written, strict=True), EXAMPLES):
+        run.audio(f"{split}/{name} {text.replace('/', ' ')}", wav / FULL_SCALE, config.audio.sample_rate)
     return report
 
 
