@@ -17,6 +17,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -154,21 +155,18 @@ def per_clip(candidates: Mapping[str, str], references: Mapping[str, Sequence[st
         raise ValueError(f"{len(empty)} references have no word, among them one of {folders.named(empty)}")
     length = np.array([len(caption) for caption in captions])  # [C]
     flat, owner = np.array([word for c in captions for word in c], np.int64), np.repeat(np.arange(len(clip)), length)
-    matched, total, similarity = np.zeros((count, ORDERS)), np.zeros((count, ORDERS)), np.zeros(len(clip))
-    for order, grams in enumerate(_ngrams(flat, owner)):
-        joined = _Joined(grams, clip, count)
-        matched[:, order], total[:, order] = joined.matched(), np.maximum(length[:count] - order, 0)
-        similarity += joined.cosine() / ORDERS
+    joined = [_Joined(grams, clip, count) for grams in _ngrams(flat, owner)]
+    total = np.maximum(length[:count, None] - np.arange(ORDERS), 0)
+    matched = np.column_stack([one.matched() for one in joined])
     bigrams = np.maximum(length - 1, 0)  # what the tool takes for a caption's length
-    similarity *= np.exp(-((bigrams[clip] - bigrams) ** 2) / (2 * SIGMA**2))
-    own, whose = length[:count], clip[count:]
-    closest = np.lexsort((length[count:], np.abs(length[count:] - own[whose]), whose))
-    first = closest[np.unique(whose[closest], return_index=True)[1]]
+    penalty = np.exp(-((bigrams[clip] - bigrams) ** 2) / (2 * SIGMA**2))
+    similarity = penalty * np.mean([one.cosine() for one in joined], axis=0)  # [C]
+    whose, texts = clip[count:], iter(captions[count:])
     used = np.unique(np.column_stack([owner, flat])[owner < count], axis=0)
     return PerClip(
         ids,
-        np.column_stack([matched, total, own, length[count:][first]]),
-        np.array([_rouge_l(captions[i], [captions[r] for r in rows]) for i, rows in enumerate(_rows(whose, count))]),
+        np.column_stack([matched, total, length[:count], _closest(length[:count], length[count:], whose)]),
+        np.array([_rouge_l(captions[i], list(islice(texts, len(references[name])))) for i, name in enumerate(ids)]),
         10 * np.bincount(whose, similarity[count:]) / np.bincount(whose),
         used[:, 1],
         used[:, 0],
@@ -184,10 +182,10 @@ def _check(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]
             raise ValueError(f"{len(lacking)} clips have no {what}: {folders.named(sorted(lacking))}")
 
 
-def _rows(whose: np.ndarray, count: int) -> list[range]:
-    """The captions of each clip's references, which follow one another."""
-    ends = count + np.cumsum(np.bincount(whose, minlength=count))
-    return [range(a, b) for a, b in zip([count, *ends[:-1].tolist()], ends.tolist(), strict=True)]
+def _closest(own: np.ndarray, length: np.ndarray, whose: np.ndarray) -> np.ndarray:
+    """Length of the reference closest to the candidate's own, the shorter of equally close ones. [N]"""
+    order = np.lexsort((length, np.abs(length - own[whose]), whose))
+    return length[order[np.unique(whose[order], return_index=True)[1]]]
 
 
 @dataclass(frozen=True)
@@ -197,21 +195,21 @@ class _Grams:
     caption: np.ndarray
     gram: np.ndarray
     count: np.ndarray
-    size: int  # how many different n-grams there are
+    size: int  # how many different n-grams there are, at least 1
 
 
 def _ngrams(flat: np.ndarray, owner: np.ndarray) -> Iterator[_Grams]:
     """Of one word, two, … four: words [W] and the caption that each is in [W]."""
-    at, gram, size = np.arange(len(flat)), flat, int(flat.max(initial=-1)) + 1
-    num_words = size
+    at, gram = np.arange(len(flat)), flat
+    num_words = size = int(flat.max(initial=0)) + 1
     for order in range(ORDERS):
         if order:  # those of one word less that go on in the same caption
             goes_on = np.append(owner, -1)[at + order] == owner[at]
             at = at[goes_on]
             kinds, gram = np.unique(gram[goes_on] * num_words + flat[at + order], return_inverse=True)
-            size = len(kinds)
-        pairs, count = np.unique(owner[at] * max(size, 1) + gram, return_counts=True)
-        yield _Grams(pairs // max(size, 1), pairs % max(size, 1), count, size)
+            size = max(1, len(kinds))
+        pairs, count = np.unique(owner[at] * size + gram, return_counts=True)
+        yield _Grams(pairs // size, pairs % size, count, size)
 
 
 class _Joined:
@@ -236,7 +234,7 @@ class _Joined:
     def cosine(self) -> np.ndarray:
         """Of TF-IDF vectors, the candidate's counts cut to the reference's; 0 for candidates themselves. [C]"""
         caption, gram, num = self.grams.caption, self.grams.gram, len(self.clip)
-        clips_with = np.bincount(np.unique(self.theirs) % max(self.grams.size, 1), minlength=self.grams.size)
+        clips_with = np.bincount(np.unique(self.theirs) % self.grams.size, minlength=self.grams.size)
         weight = self.grams.count * (np.log(self.count) - np.log(np.maximum(clips_with, 1)))[gram]
         norm = np.sqrt(np.bincount(caption, weight**2, num))
         theirs = weight[self.reference]
