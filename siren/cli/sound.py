@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 CHAMPION = "models:/siren@champion"
 BATCH = 16  # clips sampled at once by `generate`; which clips share a batch does not change them
+AllowHost = Annotated[
+    list[str] | None, typer.Option(help="A name under which it is reached, such as a proxy's; may be given again.")
+]
 
 
 def generate(
@@ -24,7 +27,9 @@ def generate(
     out: Annotated[Path, typer.Option(help="Folder for sounds and their JSON sidecars.")] = Path("generated"),
     seed: Annotated[int, typer.Option(help="Same prompt and seed, same sound.")] = 0,
     samples: Annotated[int, typer.Option(min=1, help="Clips for each prompt, at seeds SEED, SEED + 1, ...")] = 1,
-    seconds: Annotated[float | None, typer.Option(help="Length; by default that of the training clips.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Length, to the sample; by default that of the training clips.")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="By default as the model was registered.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Likewise; 1 takes the likeliest code.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Likewise.")] = None,
@@ -65,20 +70,21 @@ def generate(
         wav, rate = audio.read(continue_from)
         prefix = bundle.encode(audio.resample(audio.to_mono(wav), rate, bundle.sample_rate))
         facts |= {"continues": file_sha256(continue_from)}
-    length = bundle.seconds if seconds is None else seconds
     sampling = dataclasses.replace(bundle.sampling, **changes)
-    job = batch.Job(length, sampling, facts, best_of, f".{format}", prefix)
+    job = batch.Job(bundle.num_samples(seconds), sampling, facts, best_of, f".{format}", prefix)
     wanted = batch.clips(texts, seed, samples, out, job.suffix)
     rest = [clip for clip in wanted if not batch.finished(clip, job)]
     if len(rest) < len(wanted):
         progress.notice(f"{len(wanted) - len(rest)} of {len(wanted)} clips are there already")
     if rest:
-        needed = bundle.memory(1 if stream else min(batch_size, len(rest)), length, sampling)["total"]
+        needed = bundle.memory(1 if stream else min(batch_size, len(rest)), job.seconds, sampling)["total"]
         progress.notice(f"sampling takes {needed / 2**20:,.0f} MiB besides the model")
+        if said := bundle.slides(job.seconds):
+            progress.notice(f"{job.seconds:g} s is {said}")
     if stream:
         for clip in rest:
             for done in batch.make_streaming(bundle, clip, job):
-                progress.notice(f"{clip.path}: {done:.2f} of {length:.2f} s")
+                progress.notice(f"{clip.path}: {done:.2f} of {job.seconds:.2f} s")
     else:
         for _ in progress.track(batch.make(bundle, rest, job, batch_size), "generate", len(rest), unit="clip"):
             pass
@@ -98,15 +104,20 @@ def serve(
     max_prompt: Annotated[int, typer.Option(min=1, help="Characters; the model's tokens are a limit as well.")] = 1000,
     memory: Annotated[float | None, typer.Option(help="MiB; do not start where sampling needs more.")] = None,
     connections: Annotated[int, typer.Option(min=1, help="Beyond them 503 is answered.")] = 256,
+    allow_host: AllowHost = None,
     grace: Annotated[int, typer.Option(min=0, help="Seconds to finish clips in when it is stopped.")] = 30,
 ) -> None:
     """Sound over HTTP: /generate, /healthz, /readyz, /metrics; a page at / that tells how."""
     from siren.serve.app import app as service
     from siren.serve.app import run
+    from siren.serve.hosts import names
+    from siren.tracking import registry
 
-    engine, name = _engine(model, rows, queue, max_seconds, max_prompt, memory)
+    known = names(host, allow_host)
+    folder, name = registry.open_bundle(model)
+    engine = _engine(folder, rows, queue, max_seconds, max_prompt, memory)
     progress.notice(f"http://{host}:{port} · {name} · sampling takes {engine.memory / 2**20:,.0f} MiB")
-    run(service(engine, name), [engine], host, port, connections, grace)
+    run(service(engine, name, known), [engine], host, port, connections, grace)
 
 
 def ui(
@@ -116,23 +127,42 @@ def ui(
     host: Annotated[str, typer.Option(help="Another than loopback lets others in, without a password.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 7862,
     max_seconds: Annotated[float, typer.Option(help="Of a clip.")] = 30.0,
+    allow_host: AllowHost = None,
 ) -> None:
     """A page in the browser: prompts to sound that is heard while it is made, two models side by side."""
     from siren.serve.app import run
+    from siren.serve.hosts import names
     from siren.serve.ui import app as page
 
-    engines = {name: made for made, name in (_engine(m, 4, 64, max_seconds, 1000, None) for m in model or [CHAMPION])}
-    progress.notice(f"http://{host}:{port} · {', '.join(engines)}")
-    run(page(engines), list(engines.values()), host, port, connections=256, grace_seconds=5)
+    known = names(host, allow_host)
+    engines, same = _engines(model or [CHAMPION], max_seconds)
+    progress.notice(f"http://{host}:{port} · {', '.join([*engines, *same])}")
+    run(page(engines, same, known), list(engines.values()), host, port, connections=256, grace_seconds=5)
 
 
-def _engine(
-    model: str, rows: int, queue: int, seconds: float, prompt: int, memory: float | None
-) -> tuple["Engine", str]:
-    """What makes the sound of a service, not started, and the name of its model."""
+def _engines(models: list[str], seconds: float) -> tuple[dict[str, "Engine"], list[str]]:
+    """The engine of each model by its name, and what is to be said of one with two names: it is loaded once."""
     from siren.tracking import registry
 
-    folder, name = registry.open_bundle(model)
+    engines: dict[str, Engine] = {}
+    given: dict[str, str] = {}  # digest → how it was asked for
+    same = []
+    for address in models:
+        folder, name = registry.open_bundle(address)
+        from siren.generate.bundle import sha256  # only after the model was found
+
+        digest = sha256(folder)
+        if digest in given:
+            twice = "twice" if address == given[digest] else f"and {address}"
+            same.append(f"{given[digest]} {twice}: the same model ({digest[:12]}), loaded once")
+        else:
+            given[digest] = address
+            engines[name] = _engine(folder, 4, 64, seconds, 1000, None)
+    return engines, same
+
+
+def _engine(folder: Path, rows: int, queue: int, seconds: float, prompt: int, memory: float | None) -> "Engine":
+    """What makes the sound of a service, not started."""
     import torch
 
     from siren.generate.bundle import Bundle
@@ -140,7 +170,7 @@ def _engine(
 
     bundle = Bundle.load(folder, "cuda" if torch.cuda.is_available() else "cpu")
     limits = Limits(rows=rows, queue=queue, seconds=seconds, prompt_characters=prompt)
-    return Engine(bundle, limits, memory=None if memory is None else round(memory * 2**20)), name
+    return Engine(bundle, limits, memory=None if memory is None else round(memory * 2**20))
 
 
 def _lines(file: str) -> list[str]:

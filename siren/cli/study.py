@@ -73,9 +73,10 @@ def serve(
     """Serve the listening test until it is stopped; answers are on the disk before they are confirmed."""
     import uvicorn
 
+    from siren.serve.hosts import names
     from siren.study.server import app as listening
 
-    server = listening(folder, allow_host or ())
+    server = listening(folder, names(host, allow_host))
     progress.notice(f"http://{host}:{port}")
     uvicorn.run(server, host=host, port=port, log_level="warning")
 

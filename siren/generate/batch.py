@@ -25,17 +25,21 @@ from siren.hashing import item_seed
 
 @dataclass(frozen=True)
 class Job:
-    """What every clip of a run has in common. `facts`: the model's address and digest, for the sidecars.
+    """What every clip of a run has in common. `facts`: the model's address, digest and sample rate, for the sidecars.
 
     An address alone would not do: a folder, or an alias, may hold other weights tomorrow.
     """
 
-    seconds: float
+    num_samples: int
     sampling: Sampling
     facts: dict[str, Any]
     candidates: int = 1  # of each clip, of which CLAP chooses
     suffix: str = ".wav"
     prefix: Tensor | None = None  # codes that every clip follows
+
+    @property
+    def seconds(self) -> float:
+        return self.num_samples / self.facts["sample_rate"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def slug(text: str) -> str:
 
 def sidecar(clip: Clip, job: Job) -> dict[str, Any]:
     """How the clip is made; what was found on the way (`scores`) comes on top."""
-    wanted = {"prompt": clip.prompt, "seed": clip.seed, **job.facts, "seconds": job.seconds}
+    wanted = {"prompt": clip.prompt, "seed": clip.seed, **job.facts, "samples": job.num_samples, "seconds": job.seconds}
     return wanted | {"sampling": asdict(job.sampling), "candidates": job.candidates}
 
 

@@ -110,6 +110,12 @@ def file_hashes(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): file_sha256(p) for p in files}
 
 
+def sha256(folder: str | Path) -> str:
+    """The digest of a whole model: its index holds the hash of every file. Raises ValueError as `verify` does."""
+    verify(folder)
+    return file_sha256(Path(folder) / INDEX)
+
+
 def verify(folder: str | Path) -> dict[str, Any]:
     """The index of a bundle whose files are the recorded ones. Raises ValueError naming each that is not."""
     folder = Path(folder)
@@ -124,9 +130,9 @@ def verify(folder: str | Path) -> dict[str, Any]:
 
 
 class Bundle:
-    """A model ready to sample. `sample_rate` in Hz; `seconds` is the length it was trained on; `sha256` of its index.
+    """A model ready to sample. `sample_rate` in Hz; `seconds` is the length it was trained on.
 
-    The index holds the hash of every file, so its own hash is that of the whole model. None for one made in memory.
+    `sha256` as the function of that name gives it; None for one made in memory.
     """
 
     def __init__(
@@ -154,8 +160,7 @@ class Bundle:
         parts = sorted((folder / "transformers").iterdir(), key=lambda p: int(p.name))
         model = load_model(parts, codec.fingerprint(), clap.text_fingerprint()).to(device).eval()
         sampling = parse(Sampling, index["sampling"], "sampling")
-        sha256 = file_sha256(folder / INDEX)
-        return cls(model, codec, clap, sampling, index["seconds"], device, sha256)
+        return cls(model, codec, clap, sampling, index["seconds"], device, file_sha256(folder / INDEX))
 
     @cached_property
     def sampler(self) -> Sampler:
@@ -171,24 +176,35 @@ class Bundle:
     @property
     def window(self) -> streaming.Window:
         """What slides over clips longer than those of the training."""
-        return streaming.Window.of(self._frames(self.seconds), self.model.max_frames)
+        return streaming.Window.of(self._frames(round(self.seconds * self.sample_rate)), self.model.max_frames)
 
-    def num_frames(self, seconds: float | None) -> int:
-        """Frames of a clip of `seconds`, rounded up. Raises ValueError for a length that is none."""
+    def num_samples(self, seconds: float | None) -> int:
+        """Samples of a clip of `seconds`, to the nearest one. Raises ValueError for a length that is none."""
         seconds = self.seconds if seconds is None else seconds
         if not 0 < seconds <= LONGEST_SECONDS:
             raise ValueError(f"{seconds} seconds asked for; a clip has more than 0 and at most {LONGEST_SECONDS:g}")
-        return self._frames(seconds)
+        return max(1, round(seconds * self.sample_rate))
 
-    def _frames(self, seconds: float) -> int:
-        return -(-max(1, round(seconds * self.sample_rate)) // self.codec.hop)
+    def slides(self, seconds: float | None) -> str:
+        """What is to be said of a clip that is longer than the window; nothing of another one."""
+        frame, window = self.codec.hop / self.sample_rate, self.window
+        if self._frames(self.num_samples(seconds)) <= window.length:
+            return ""
+        least, most = (f"{frames * frame:.3g}" for frames in (window.context, window.length))
+        return (
+            f"longer than the {most} s that this model was trained on: a window slides over it, which knows the prompt "
+            f"and the last {least} to {most} s of sound"
+        )
+
+    def _frames(self, num_samples: int) -> int:
+        return -(-num_samples // self.codec.hop)
 
     def memory(self, batch_size: int, seconds: float | None = None, sampling: Sampling | None = None) -> dict[str, int]:
         """Bytes that sampling such a batch takes besides the model, known before it starts; see `Stacked.memory`."""
         rows = batch_size * (2 if guided(sampling or self.sampling) else 1)
         if not isinstance(self.sampler, Stacked):
             return sampling_memory(self.model[0], rows, self.model.max_frames, self.model[0].config.max_text)
-        length = min(self.num_frames(seconds), self.window.length)
+        length = min(self._frames(self.num_samples(seconds)), self.window.length)
         return self.sampler.memory(rows, length, self.model[0].config.max_text)
 
     def cut(self, prompt: str) -> dict[str, int]:
@@ -218,8 +234,12 @@ class Bundle:
 
     @torch.no_grad()
     def encode(self, wav: np.ndarray) -> Tensor:
-        """The codes of sound to continue, mono at `sample_rate`: those that the window has room for. [S] → [1, K, t]"""
-        kept = np.asarray(wav, np.float32)[-self.window.context * self.codec.hop :]
+        """The codes of sound to continue, mono at `sample_rate`: those that the window has room for. [S] → [1, K, t]
+
+        Whole frames up to its last sample, since a frame that is padded would be heard as a pause.
+        """
+        whole = max(1, min(self.window.context, len(wav) // self.codec.hop))
+        kept = np.asarray(wav, np.float32)[-whole * self.codec.hop :]
         return self.codec.encode(torch.from_numpy(kept)[None].to(self.device))
 
     @torch.no_grad()
@@ -234,8 +254,8 @@ class Bundle:
     ) -> list[np.ndarray]:
         """One waveform, float32 [S], for each prompt and seed; it follows `prefix` (see `encode`) where there is one.
 
-        Raises ValueError for an empty or too long prompt. A clip longer than those of the training is made by a
-        sliding window (`siren.generate.streaming`).
+        S is `num_samples(seconds)`. Raises ValueError for an empty or too long prompt. A clip longer than those of the
+        training is made by a sliding window (`siren.generate.streaming`).
         """
         wavs: list[np.ndarray] = []
         for begin in range(0, len(prompts), batch_size):
@@ -255,7 +275,8 @@ class Bundle:
         chunk_seconds: float = streaming.CHUNK_SECONDS,
     ) -> Iterator[np.ndarray]:
         """The same clips in chunks, float32 [B, S], each as soon as it can be heard. Errors are raised at once."""
-        num_frames, (states, mask) = self.num_frames(seconds), self.read(prompts)
+        num_samples, (states, mask) = self.num_samples(seconds), self.read(prompts)
+        num_frames = self._frames(num_samples)
         if len(seeds) != len(prompts):
             raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; one each is needed")
         if prefix is not None:
@@ -263,7 +284,7 @@ class Bundle:
         drawn = streaming.codes(
             self.sampler, states, mask, seeds, num_frames, sampling or self.sampling, self.window, prefix
         )
-        chunk = self._frames(chunk_seconds)
+        chunk = self._frames(round(chunk_seconds * self.sample_rate))
         if chunk >= num_frames:
             chunk = num_frames + self.codec.context  # nothing goes out before the end
-        return (wav.cpu().numpy() for wav in streaming.decode(self.codec, drawn, num_frames, chunk, prefix))
+        return (wav.cpu().numpy() for wav in streaming.decode(self.codec, drawn, num_samples, chunk, prefix))

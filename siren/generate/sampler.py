@@ -68,7 +68,10 @@ def frames(
     """
     model = sampler.model
     if num_frames > model.max_frames:
-        raise ValueError(f"{num_frames} frames asked for; this model's positions end at {model.max_frames}")
+        raise ValueError(
+            f"{num_frames} frames asked for; this model's positions end at {model.max_frames}. Longer clips need the "
+            "sliding window of siren.generate.streaming, which Bundle.sample and `siren generate` use"
+        )
     if len(seeds) != states.shape[0]:
         raise ValueError(f"{len(seeds)} seeds for {states.shape[0]} prompts; one each is needed")
     given = 0 if prefix is None else prefix.shape[-1]

@@ -2,7 +2,9 @@
 
 Codes to sound. The codec is decoded in chunks with `codec.context` frames on either side, as far as the sound of a
 frame reaches, so that the chunks together are what decoding the whole clip gives (rounding apart, tested at -60 dB).
-A chunk can therefore be heard once the context after it is drawn; at the end of a clip there is none.
+A chunk can therefore be heard once the context after it is drawn; at the end of a clip there is none. A clip ends at
+the sample that was asked for, within its last frame. A longer one of the same seed begins with its sound, up to the
+last `codec.context` frames, which the codec heard without what follows them.
 
 Beyond the training length. Positions are absolute and those past the training length were never trained, so a window
 slides: when it is full, the last half of it becomes the beginning of a new one, at positions 0, 1, …, read anew in one
@@ -68,11 +70,13 @@ def codes(
 class Decoder:
     """Codes in, one frame at a time; sound out, `chunk` frames at a time, the first once `chunk` frames are there.
 
-    `prefix` [B, K, t] is heard by the codec before the first frame, and is no part of what comes out.
+    The clip ends after `num_samples`, within its last frame. `prefix` [B, K, t] is heard by the codec before the first
+    frame, and is no part of what comes out.
     """
 
-    def __init__(self, codec: Codec, num_frames: int, chunk: int, prefix: Tensor | None = None):
-        self.codec, self.num_frames, self.chunk = codec, num_frames, chunk
+    def __init__(self, codec: Codec, num_samples: int, chunk: int, prefix: Tensor | None = None):
+        self.codec, self.chunk = codec, chunk
+        self.num_samples, self.num_frames = num_samples, -(-num_samples // codec.hop)
         self.held = [] if prefix is None else list(prefix.unbind(-1)[-codec.context :])
         self.begin, self.count, self.done = -len(self.held), 0, 0  # held[0] is frame `begin`; sound up to `done` is out
         self.wait = max(1, chunk - codec.context)
@@ -86,7 +90,8 @@ class Decoder:
         if ready - self.done < self.wait and not last:
             return None
         wav = self.codec.decode(torch.stack(self.held, dim=-1), first=self.begin)
-        wav = wav[:, (self.done - self.begin) * self.codec.hop : (ready - self.begin) * self.codec.hop]
+        end = min(ready * self.codec.hop, self.num_samples)
+        wav = wav[:, (self.done - self.begin) * self.codec.hop : end - self.begin * self.codec.hop]
         self.done, self.wait = ready, self.chunk
         keep = max(self.begin, ready - reach)
         self.held, self.begin = self.held[keep - self.begin :], keep
@@ -94,10 +99,10 @@ class Decoder:
 
 
 def decode(
-    codec: Codec, stream: Iterator[Int[Tensor, "B K"]], num_frames: int, chunk: int, prefix: Tensor | None = None
+    codec: Codec, stream: Iterator[Int[Tensor, "B K"]], num_samples: int, chunk: int, prefix: Tensor | None = None
 ) -> Iterator[Float[Tensor, "B S"]]:
-    """Waveforms of the frames of `stream`, as `Decoder` gives them."""
-    decoder = Decoder(codec, num_frames, chunk, prefix)
+    """Waveforms of the frames of `stream`, as `Decoder` gives them; `num_samples` together."""
+    decoder = Decoder(codec, num_samples, chunk, prefix)
     for code in stream:
         if (wav := decoder.push(code)) is not None:
             yield wav

@@ -2,8 +2,8 @@
 
 Every error is JSON with what is wrong and what would be right. A request that is refused costs nothing: its body is
 bounded while it is read, its prompt and settings are checked before it waits. A listener that goes away frees the row.
-There is no password and no encryption: it listens to loopback unless told otherwise, and a proxy adds both
-(docs/serving.md). The documentation page needs nothing from outside.
+There is no password and no encryption: it listens to loopback unless told otherwise and answers to no name that it does
+not know (`siren.serve.hosts`); a proxy adds both (docs/serving.md). The documentation page needs nothing from outside.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import json
 import math
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from siren.config import Sampling
 from siren.generate.bundle import Bundle
 from siren.serve.engine import Closing, Delivery, Engine, Full, Job
+from siren.serve.hosts import Hosts
 from siren.serve.sound import HEADER_BYTES, MEDIA, encode, pcm, wav_header
 
 PAGE = Path(__file__).parent / "page" / "docs.html"
@@ -68,8 +69,11 @@ class Problem(BaseModel):
     remedy: str
 
 
-def app(engine: Engine, model: str) -> FastAPI:
-    """The service of one model; `model` is what it is called. It starts and stops the engine."""
+def app(engine: Engine, model: str, names: Sequence[str] = ()) -> FastAPI:
+    """The service of one model; `model` is what it is called. It starts and stops the engine.
+
+    It answers to localhost, to addresses and to `names` (`siren.serve.hosts`).
+    """
     limits, metrics, bundle = engine.limits, engine.metrics, engine.bundle
 
     @asynccontextmanager
@@ -86,7 +90,8 @@ def app(engine: Engine, model: str) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
     )
-    server.add_middleware(Guard, engine=engine)
+    server.add_middleware(Hosts, names=names, refuse=problem)
+    server.add_middleware(Guard, engine=engine)  # the outer one: it counts what the other refuses
     metrics.watch("siren_queue_length", "Clips that wait for a row.", lambda: len(engine.waiting))
     metrics.watch("siren_batch_occupancy", "Clips that are being made.", lambda: engine.active)
     metrics.watch("siren_batch_rows", "Clips that can be made at once.", lambda: limits.rows * len(engine.lanes))
@@ -108,7 +113,9 @@ def app(engine: Engine, model: str) -> FastAPI:
 
     problems: dict[int | str, dict[str, Any]] = {
         400: {"model": Problem, "description": "The body is no JSON."},
+        403: {"model": Problem, "description": "A page of another origin asks."},
         413: {"model": Problem, "description": "The body is too long."},
+        421: {"model": Problem, "description": "The service does not go by this Host."},
         422: {"model": Problem, "description": "What is asked for cannot be."},
         429: {"model": Problem, "description": "The queue is full; Retry-After says when to come back."},
         503: {"model": Problem, "description": "The service is stopping, or failed."},
@@ -136,7 +143,7 @@ def app(engine: Engine, model: str) -> FastAPI:
         changes: dict[str, Any] = {k: v for k in SETTINGS if (v := getattr(asked, k)) is not None}
         sampling = replace(bundle.sampling, **changes)
         try:
-            num_frames = engine.check(asked.prompt, asked.seconds, sampling)
+            num_samples = engine.check(asked.prompt, asked.seconds, sampling)
         except ValueError as error:
             return problem(422, str(error), "see /openapi.json and the service's limits")
         pieces: asyncio.Queue[Delivery] = asyncio.Queue()
@@ -146,8 +153,8 @@ def app(engine: Engine, model: str) -> FastAPI:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-        job = Job(asked.prompt, asked.seed, num_frames, sampling, deliver, asked.stream)
-        facts = sidecar(bundle, model, asked.prompt, asked.seed, sampling, num_frames)
+        job = Job(asked.prompt, asked.seed, num_samples, sampling, deliver, asked.stream)
+        facts = sidecar(bundle, model, asked.prompt, asked.seed, sampling, num_samples)
         try:
             engine.submit(job)
         except (Full, Closing) as error:
@@ -163,7 +170,6 @@ def app(engine: Engine, model: str) -> FastAPI:
             gone.cancel()
             return unavailable(first or Gone(), engine)
         headers = _headers(facts, asked)
-        num_samples = facts["samples"]
         if asked.stream:
             headers["Content-Length"] = str(HEADER_BYTES + 2 * num_samples)
             body = _streamed(first, pieces, job, gone, num_samples, bundle.sample_rate, engine)
@@ -273,9 +279,9 @@ async def _streamed(
         gone.cancel()
 
 
-def sidecar(bundle: Bundle, model: str, prompt: str, seed: int, sampling: Sampling, num_frames: int) -> dict[str, Any]:
+def sidecar(bundle: Bundle, model: str, prompt: str, seed: int, sampling: Sampling, samples: int) -> dict[str, Any]:
     """Everything needed to make the same sound again; an address (`model`) alone may hold other weights tomorrow."""
-    samples, rate = num_frames * bundle.codec.hop, bundle.sample_rate
+    rate = bundle.sample_rate
     facts: dict[str, Any] = {"prompt": prompt, "seed": seed, "model": model, "model_sha256": bundle.sha256}
     facts |= {"precision": bundle.precision}
     return facts | {"sample_rate": rate, "samples": samples, "seconds": samples / rate, "sampling": asdict(sampling)}

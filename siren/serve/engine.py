@@ -73,7 +73,7 @@ class Job:
 
     prompt: str
     seed: int
-    num_frames: int
+    num_samples: int
     sampling: Sampling
     deliver: Callable[[Delivery], None]
     stream: bool = False  # pieces as soon as they can be heard, or the whole clip as one
@@ -91,8 +91,9 @@ class Clip:
             self.states, self.mask = with_null(bundle.model, self.states, self.mask)
         self.past: deque[torch.Tensor] = deque(maxlen=bundle.window.context)
         chunk = max(1, round(streaming.CHUNK_SECONDS * bundle.sample_rate / bundle.codec.hop))
-        whole = job.num_frames + bundle.codec.context  # nothing goes out before the end
-        self.decoder = streaming.Decoder(bundle.codec, job.num_frames, chunk if job.stream else whole)
+        self.num_frames = -(-job.num_samples // bundle.codec.hop)
+        whole = self.num_frames + bundle.codec.context  # nothing goes out before the end
+        self.decoder = streaming.Decoder(bundle.codec, job.num_samples, chunk if job.stream else whole)
 
 
 class Sound(Iterator[np.ndarray]):
@@ -150,7 +151,7 @@ class Lane:
     def begin(self, clip: Clip) -> None:
         """Give a clip a free row. Its errors are raised before anything of the lane has changed."""
         job, row = clip.job, self.clips.index(None)
-        self.numbers[row, : job.num_frames] = uniforms([job.seed], job.num_frames, self.numbers.shape[2])[0]
+        self.numbers[row, : clip.num_frames] = uniforms([job.seed], clip.num_frames, self.numbers.shape[2])[0]
         for twin, place in enumerate(self._places(row)):
             one = slice(twin, twin + 1)
             self.run.read(clip.states[one], clip.mask[one], slice(place, place + 1))
@@ -177,7 +178,7 @@ class Lane:
                 continue
             clip.past.append(codes[row : row + 1])
             wav = clip.decoder.push(codes[row : row + 1])
-            last = clip.decoder.count == clip.job.num_frames
+            last = clip.decoder.count == clip.num_frames
             made.append((clip, None if wav is None else wav[0].cpu().numpy(), last))
             if last:
                 self.end(row)
@@ -214,7 +215,7 @@ class Engine:
         if not isinstance(bundle.sampler, Stacked):
             raise ValueError("this model's codebooks are delayed, which cannot be served; `siren generate` samples it")
         self.bundle, self.limits, self.metrics = bundle, limits, metrics or Metrics()
-        self.longest = bundle.num_frames(limits.seconds)
+        self.longest = -(-bundle.num_samples(limits.seconds) // bundle.codec.hop)  # frames
         self.kinds = (False, True) if guided(bundle.sampling) else (False,)  # other models know no missing text
         weights = bundle.sampler.memory(1, 1, 1)["stacked weights"]  # shared by the lanes
         self.memory = weights + sum(Lane.memory(bundle, limits.rows, kind, self.longest) for kind in self.kinds)
@@ -262,7 +263,7 @@ class Engine:
             self.thread.join(seconds)
 
     def check(self, prompt: str, seconds: float | None, sampling: Sampling) -> int:
-        """Frames of such a clip. Raises ValueError, with the remedy, for one that this model does not make."""
+        """Samples of such a clip. Raises ValueError, with the remedy, for one that this model does not make."""
         if not prompt.strip():
             raise ValueError("the prompt is empty; say what should be heard")
         if len(prompt) > self.limits.prompt_characters:
@@ -278,7 +279,7 @@ class Engine:
             raise ValueError(f"{asked:g} seconds asked for, {self.limits.seconds:g} are allowed; ask for less")
         if guided(sampling) not in self.lanes:
             raise ValueError("this model was registered without guidance; leave it out, or give 1")
-        return self.bundle.num_frames(asked)
+        return self.bundle.num_samples(asked)
 
     def submit(self, job: Job) -> None:
         """Put a checked job into the queue. Raises Full or Closing."""
@@ -300,7 +301,8 @@ class Engine:
 
     def wait_seconds(self) -> float:
         """About how long a new job would wait for a row."""
-        return sum(job.num_frames for job in list(self.waiting)) / self.limits.rows * self.pace
+        frames = sum(job.num_samples for job in list(self.waiting)) / self.bundle.codec.hop
+        return frames / self.limits.rows * self.pace
 
     def _work(self) -> None:
         with torch.inference_mode():
@@ -325,7 +327,8 @@ class Engine:
         try:
             for kind, lane in self.lanes.items():
                 sampling = Sampling(1.0, None, None, 2.0 if kind else None)
-                lane.begin(Clip(Job("a sound", 0, min(self.longest, lane.window.length), sampling, _drop), self.bundle))
+                num_samples = min(self.longest, lane.window.length) * self.bundle.codec.hop
+                lane.begin(Clip(Job("a sound", 0, num_samples, sampling, _drop), self.bundle))
                 while lane.active:
                     lane.step()
             self.ready = True

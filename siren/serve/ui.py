@@ -16,7 +16,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,6 +29,7 @@ from fastapi.responses import Response, StreamingResponse
 from siren.generate.batch import slug
 from siren.serve.app import Receive, Scope, Send, sidecar
 from siren.serve.engine import Closing, Engine, Full, Sound
+from siren.serve.hosts import Hosts
 from siren.serve.sound import HEADER_BYTES, MEDIA, encode, pcm, wav_header
 
 EXAMPLES = (
@@ -112,10 +113,10 @@ class Studio:
         keys: list[str] = []
         sounds: list[Sound] = []
         try:
-            for name, seed, sampling, num_frames in checked:
+            for name, seed, sampling, num_samples in checked:
                 sounds.append(self.engines[name].iterate(prompt, seed, seconds, sampling))
                 bundle, key = self.engines[name].bundle, secrets.token_urlsafe(12)
-                facts = sidecar(bundle, name, prompt, seed, sampling, num_frames)
+                facts = sidecar(bundle, name, prompt, seed, sampling, num_samples)
                 self._keep(key, Recording(facts))
                 keys.append(key)
         except (Full, Closing):
@@ -220,7 +221,7 @@ def earlier(studio: Studio, keys: list[str]) -> str:
     )
 
 
-def page(studio: Studio) -> gr.Blocks:
+def page(studio: Studio, notes: Sequence[str] = ()) -> gr.Blocks:
     """The page of one or more models; with two or more they can be compared."""
     names = list(studio.engines)
     limits = studio.engines[names[0]].limits
@@ -265,6 +266,8 @@ def page(studio: Studio) -> gr.Blocks:
 
     with gr.Blocks(title="siren", analytics_enabled=False, delete_cache=(3600, 3600)) as made:
         gr.Markdown("# siren")
+        if notes:
+            gr.HTML("".join(f"<p>{html.escape(note)}</p>" for note in notes), elem_id="notes")
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 prompt = gr.Textbox(
@@ -333,8 +336,8 @@ class Closed:
         await self.app(scope, receive, told)
 
 
-def app(engines: Mapping[str, Engine]) -> FastAPI:
-    """The page as a server; it starts and stops the engines."""
+def app(engines: Mapping[str, Engine], notes: Sequence[str] = (), names: Sequence[str] = ()) -> FastAPI:
+    """The page as a server; it starts and stops the engines. `notes` stand under the title; `names` as in `Hosts`."""
     studio = Studio(engines)
 
     @asynccontextmanager
@@ -347,10 +350,12 @@ def app(engines: Mapping[str, Engine]) -> FastAPI:
 
     server = FastAPI(title="siren ui", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     server.add_middleware(Closed)
-
+    server.add_middleware(Hosts, names=names)
     server.include_router(sounds(studio))
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    return gr.mount_gradio_app(server, page(studio), path="/", theme=theme, css=STYLE, head=SCRIPT, show_error=True)
+    return gr.mount_gradio_app(
+        server, page(studio, notes), path="/", theme=theme, css=STYLE, head=SCRIPT, show_error=True
+    )
 
 
 def sounds(studio: Studio) -> APIRouter:

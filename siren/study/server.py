@@ -8,9 +8,9 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse, HTMLResponse
 from pydantic import BaseModel
 
+from siren.serve.hosts import Hosts
 from siren.study.answers import Book
 from siren.study.design import CLIPS, QUESTIONS, letters, load
-from siren.study.hosts import Hosts
 
 PAGE = Path(__file__).parent / "page" / "study.html"
 POLICY = (

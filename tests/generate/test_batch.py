@@ -11,7 +11,7 @@ from siren.generate import batch
 from siren.generate.bundle import Bundle
 
 FACTS = {"model": "a model", "model_sha256": "1", "sample_rate": 16000}
-JOB = batch.Job(0.1, Sampling(1.0, None, None, None), FACTS)
+JOB = batch.Job(1600, Sampling(1.0, None, None, None), FACTS)
 
 
 class Sounding(Bundle):
@@ -51,7 +51,7 @@ def test_a_stopped_run_goes_on_with_what_is_missing(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        {"seconds": 0.2},
+        {"num_samples": 1601},
         {"candidates": 2},
         {"facts": {**FACTS, "model": "another"}},
         {"facts": {**FACTS, "model_sha256": "2"}},
@@ -79,5 +79,5 @@ def test_the_sidecar_says_all_that_was_asked_for(tmp_path):
     list(batch.make(Sounding([]), batch.clips(["a dog"], 5, 1, tmp_path, ".wav"), JOB, 1))
     told = json.loads((tmp_path / "000-a-dog-5.json").read_text())
     assert told["prompt"] == "a dog"
-    assert (told["seed"], told["seconds"], told["candidates"]) == (5, 0.1, 1)
+    assert (told["seed"], told["samples"], told["seconds"], told["candidates"]) == (5, 1600, 0.1, 1)
     assert told["sampling"] == dataclasses.asdict(JOB.sampling)

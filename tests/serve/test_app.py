@@ -10,7 +10,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -31,9 +31,9 @@ HELLO = {"headers": {"Content-Type": "application/json"}}
 class Running:
     """The service on a loopback port, in a thread."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, names: Sequence[str] = ()) -> None:
         self.engine = engine
-        settings = uvicorn.Config(service.app(engine, "models:/siren/1"), port=0, log_level="error", ws="none")
+        settings = uvicorn.Config(service.app(engine, "models:/siren/1", names), port=0, log_level="error", ws="none")
         self.server = service.Server(settings, [engine])
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
@@ -161,7 +161,9 @@ def test_its_page_and_its_description_need_nothing_from_outside(running):
     assert not re.findall(r"https?://|//cdn|@import|src=", page.text)
     told = running.client.get("/openapi.json").json()
     assert {"/generate", "/healthz", "/readyz", "/metrics"} == set(told["paths"])
-    assert set(told["paths"]["/generate"]["post"]["responses"]) == {"200", "400", "413", "422", "429", "503"}
+    assert set(told["paths"]["/generate"]["post"]["responses"]) == {
+        *("200", "400", "403", "413", "421", "422", "429", "503")
+    }
 
 
 def _gated(running: Running) -> threading.Event:
@@ -176,7 +178,7 @@ def test_a_full_queue_is_429_and_a_listener_that_goes_away_makes_room(bundle):
     running = Running(Engine(bundle, LIMITS))
     gate = _gated(running)
     asked = json.dumps(PROMPT | {"stream": True}).encode()
-    head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    head = b"POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     callers = []
 
     def call() -> None:

@@ -1,12 +1,15 @@
 """The page, in a browser on a desk and on a phone, and its functions."""
 
 import io
+import json
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -16,8 +19,11 @@ import soundfile
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from siren.cli import sound
+from siren.generate.bundle import sha256
 from siren.serve.engine import Engine
 from tests.browser import Browser
+from tests.generate import builders
 from tests.serve.conftest import LIMITS
 
 ui = pytest.importorskip("siren.serve.ui")
@@ -81,13 +87,15 @@ READY = """(() => {
 
 @pytest.fixture(scope="module")
 def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`siren ui` with two models."""
+    """`siren ui` with two models, one of them under two names."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    other = shutil.copytree(folder, tmp_path_factory.mktemp("other") / "bundle")
+    same = shutil.copytree(folder, tmp_path_factory.mktemp("same") / "bundle")
+    other = builders.folder(tmp_path_factory.mktemp("other"), replace(builders.SAMPLING, temperature=0.7))
     verb = [sys.executable, "-m", "siren.cli", "ui", "--port", str(port), "--max-seconds", "60"]
-    process = subprocess.Popen([*verb, "--model", str(folder), "--model", str(other)], stderr=subprocess.DEVNULL)
+    verb += [f"--model={path}" for path in (folder, same, other)] + ["--allow-host", "sounds.example.org"]
+    process = subprocess.Popen(verb, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}/"
     while True:
         try:
@@ -99,6 +107,65 @@ def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     yield url
     process.terminate()
     process.wait(60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("host", "origin"),
+    [
+        ("192.168.1.5:7862", "http://192.168.1.5:7862"),  # --host 0.0.0.0, from another machine
+        ("sounds.example.org", "https://sounds.example.org"),  # behind a proxy that passes the Host on
+        ("127.0.0.1:7862", "https://sounds.example.org"),  # and behind one that does not
+    ],
+)
+def test_gradios_own_calls_go_on_under_every_name_that_is_let_in(page, host, origin):
+    """What its page does in a browser: settings, a job in the queue, and its events as they come."""
+    at = httpx.Client(base_url=page, headers={"Host": host, "Origin": origin}, timeout=60, trust_env=False)
+    settings = at.get("config").json()
+    [notes] = [part for part in settings["components"] if part["props"].get("elem_id") == "notes"]
+    assert "loaded once" in notes["props"]["value"]
+    [call] = [d for d in settings["dependencies"] if d["api_name"] == "generate"]
+    kinds = {part["id"]: part for part in settings["components"]}
+    asked = [kinds[i]["props"].get("value") for i in call["inputs"]]
+    asked[2] = "a dog barks"
+    job = {"data": asked, "fn_index": call["id"], "session_hash": host + origin}
+    assert at.post("gradio_api/queue/join", json=job).status_code == 200
+    events = []
+    with at.stream("GET", "gradio_api/queue/data", params={"session_hash": host + origin}) as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data:"):
+                events.append(json.loads(line[5:]))
+                if events[-1]["msg"] in ("process_completed", "close_stream"):
+                    break
+    assert events[-1]["success"], events[-1]
+    [key] = set(re.findall(r"play/([\w-]+)\.wav", json.dumps(events)))
+    assert len(at.get(f"play/{key}.wav").content) == 44 + 2 * 1600
+
+
+@pytest.mark.slow
+def test_the_page_answers_to_no_name_that_it_does_not_know(page):
+    for path, method in (("", "GET"), ("config", "GET"), ("gradio_api/queue/join", "POST"), ("play/x.wav", "GET")):
+        answer = httpx.request(method, page + path, headers={"Host": "evil.example"}, trust_env=False)
+        assert answer.status_code == 421
+        assert "start it with --allow-host evil.example" in answer.text
+        answer = httpx.request(method, page + path, headers={"Origin": "https://evil.example"}, trust_env=False)
+        assert answer.status_code == 403
+
+
+def test_two_names_of_one_model_are_loaded_once_and_both_told(folder, tmp_path):
+    same = shutil.copytree(folder, tmp_path / "same")
+    other = builders.folder(tmp_path / "other", replace(builders.SAMPLING, temperature=0.7))
+    engines, notes = sound._engines([str(folder), str(same), str(other), str(folder)], 1.0)
+    assert list(engines) == [str(folder), str(other)]
+    digests = [engine.bundle.sha256 for engine in engines.values()]
+    assert digests == [sha256(folder), sha256(other)]
+    assert notes == [
+        f"{folder} and {same}: the same model ({digests[0][:12]}), loaded once",
+        f"{folder} twice: the same model ({digests[0][:12]}), loaded once",
+    ]
+    (same / "codec" / "extra").write_text("changed")
+    with pytest.raises(ValueError, match="codec/extra"):
+        sound._engines([str(folder), str(same)], 1.0)
 
 
 @pytest.mark.slow
