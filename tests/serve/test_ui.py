@@ -109,6 +109,12 @@ def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
     process.wait(60)
 
 
+@pytest.fixture
+def caller(page: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=page, timeout=60, trust_env=False) as made:
+        yield made
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("host", "origin"),
@@ -118,10 +124,10 @@ def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
         ("127.0.0.1:7862", "https://sounds.example.org"),  # and behind one that does not
     ],
 )
-def test_gradios_own_calls_go_on_under_every_name_that_is_let_in(page, host, origin):
+def test_gradios_own_calls_go_on_under_every_name_that_is_let_in(caller, host, origin):
     """What its page does in a browser: settings, a job in the queue, and its events as they come."""
-    at = httpx.Client(base_url=page, headers={"Host": host, "Origin": origin}, timeout=60, trust_env=False)
-    settings = at.get("config").json()
+    caller.headers.update({"Host": host, "Origin": origin})
+    settings = caller.get("config").json()
     [notes] = [part for part in settings["components"] if part["props"].get("elem_id") == "notes"]
     assert "loaded once" in notes["props"]["value"]
     [call] = [d for d in settings["dependencies"] if d["api_name"] == "generate"]
@@ -129,9 +135,9 @@ def test_gradios_own_calls_go_on_under_every_name_that_is_let_in(page, host, ori
     asked = [kinds[i]["props"].get("value") for i in call["inputs"]]
     asked[2] = "a dog barks"
     job = {"data": asked, "fn_index": call["id"], "session_hash": host + origin}
-    assert at.post("gradio_api/queue/join", json=job).status_code == 200
+    assert caller.post("gradio_api/queue/join", json=job).status_code == 200
     events = []
-    with at.stream("GET", "gradio_api/queue/data", params={"session_hash": host + origin}) as stream:
+    with caller.stream("GET", "gradio_api/queue/data", params={"session_hash": host + origin}) as stream:
         for line in stream.iter_lines():
             if line.startswith("data:"):
                 events.append(json.loads(line[5:]))
@@ -139,7 +145,7 @@ def test_gradios_own_calls_go_on_under_every_name_that_is_let_in(page, host, ori
                     break
     assert events[-1]["success"], events[-1]
     [key] = set(re.findall(r"play/([\w-]+)\.wav", json.dumps(events)))
-    assert len(at.get(f"play/{key}.wav").content) == 44 + 2 * 1600
+    assert len(caller.get(f"play/{key}.wav").content) == 44 + 2 * 1600
 
 
 @pytest.mark.slow
