@@ -27,7 +27,7 @@ from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.responses import Response, StreamingResponse
 
 from siren.generate.batch import slug
-from siren.serve.app import Receive, Scope, Send, sidecar
+from siren.serve.app import PALETTE, Receive, Scope, Send, sidecar
 from siren.serve.engine import Closing, Engine, Full, Sound
 from siren.serve.hosts import Hosts
 from siren.serve.sound import HEADER_BYTES, MEDIA, encode, pcm, wav_header
@@ -38,6 +38,9 @@ EXAMPLES = (
     "an engine starts and drives away",
     "wind in the trees with birds far away",
 )
+EMPTY = (
+    "<p>Type what you want to hear, or take an example, and press Enter.</p><p>It plays once half a second is made.</p>"
+)
 KEPT = 64  # clips that can still be played
 KINDS = ("wav", "flac", "json")  # of downloads
 MOST_CLIPS = 4  # at once, of all models together
@@ -46,19 +49,48 @@ POLICY = (
     "style-src 'self' 'unsafe-inline'; frame-ancestors 'self'; form-action 'self'"
 )
 STYLE = """
-.siren-clip { margin: 0; } .siren-clip audio { width: 100%; display: block; }
-.siren-clip figcaption { opacity: .8; margin: .2rem 0; } .siren-clip a { margin-right: .8rem; }
-.siren-seen { position: relative; cursor: pointer; }
+.html-container { padding: 0 !important; }
+#title h1 { font-size: 1.7rem; letter-spacing: -.02em; margin: .3rem 0 0; } #notes p { color: var(--soft); margin: 0; }
+#empty { border: 1px dashed var(--line) !important; border-radius: 10px; padding: 2.2rem 1rem; text-align: center; }
+#empty p { margin: .3rem auto; color: var(--soft); } #said, #said p { color: var(--soft); }
+:focus-visible { outline: 2px solid var(--accent) !important; outline-offset: 2px; }
+.dark audio { color-scheme: dark; }
+.siren-clip { margin: 0; } .siren-clip audio { width: 100%; display: block; height: 2.75rem; }
+.siren-clip figcaption { color: var(--soft); margin: .2rem 0; overflow-wrap: anywhere; }
+.siren-clip nav { color: var(--soft); margin-top: .4rem; }
+.siren-clip nav a { display: inline-block; padding: .3rem .5rem; color: var(--accent); }
+.siren-seen { position: relative; cursor: pointer; overflow: hidden; }
 .siren-seen svg { width: 100%; height: 4rem; display: block; }
 .siren-seen img { width: 100%; height: 8rem; display: block; image-rendering: pixelated; border-radius: .3rem; }
 .siren-seen span { position: absolute; left: .3rem; color: #fff; font-size: .7rem; text-shadow: 0 0 3px #000; }
-.siren-cursor { position: absolute; top: 0; bottom: 0; left: 0; width: 2px; background: #f97316; pointer-events: none; }
+.siren-cursor { position: absolute; top: 0; bottom: 0; left: 0; width: 2px; pointer-events: none; background: #fff;
+  box-shadow: 0 0 0 1px #000; }
 #make, #again, #stop { white-space: nowrap; font-size: 1rem; padding: .6rem .4rem; }
+#again, #stop { border: 1px solid var(--line); }
 footer { display: none !important; }
-@media (max-width: 640px) {
-  .gradio-container { padding: .5rem !important; } #make, #again, #stop { font-size: .85rem; }
+@media (max-width: 760px) {  /* one column: what is asked, what became of it, and the settings last */
+  .gradio-container { padding: .5rem !important; } #make, #again, #stop { font-size: .85rem; padding: .6rem .1rem; }
+  #left { display: contents; } #ask { order: 0; } #result { order: 1; } #settings { order: 2; }
+  #ask, #result, #settings { flex: 1 1 100%; }
 }
 """
+COLOURS = {
+    "body_background_fill": "var(--page)",
+    "body_text_color": "var(--ink)",
+    "body_text_color_subdued": "var(--soft)",
+    "block_background_fill": "var(--card)",
+    "block_info_text_color": "var(--soft)",
+    "block_label_text_color": "var(--ink)",
+    "block_title_text_color": "var(--ink)",
+    "border_color_primary": "var(--line)",
+    "input_background_fill": "var(--page)",
+    "slider_color": "var(--accent)",
+    "button_primary_background_fill": "var(--accent)",
+    "button_primary_background_fill_hover": "var(--accent)",
+    "button_primary_text_color": "var(--page)",
+    "button_secondary_background_fill": "var(--shade)",
+    "button_secondary_text_color": "var(--ink)",
+}
 # One sound at a time; a cursor over the pictures; a click in them plays from there. Media events do not bubble.
 SCRIPT = """<script>
 document.addEventListener('play', e =>
@@ -188,7 +220,7 @@ def shown(studio: Studio, key: str) -> str:
     rate, whole = facts["sample_rate"], made.ended and len(wav) > 0
     state = f"{len(wav) / rate:.1f} of {facts['seconds']:.1f} s"
     if whole:
-        state += f" · peak {20 * np.log10(max(1e-5, float(np.abs(wav).max()))):.0f} dB"
+        state = f"{len(wav) / rate:.4g} s · peak {20 * np.log10(max(1e-5, float(np.abs(wav).max()))):.0f} dBFS"
     title = html.escape(f"{facts['model']} · seed {facts['seed']} · {state}")
     picture = spectrogram(wav, rate) if whole else ""
     if picture:
@@ -203,7 +235,8 @@ def shown(studio: Studio, key: str) -> str:
 def links(key: str, facts: dict[str, Any]) -> str:
     """Downloads of a clip: its sound, and the sidecar to make it again with."""
     name = f"{slug(facts['prompt'])}-{facts['seed']}-{key[:6]}"
-    return "".join(f'<a href="play/{key}.{kind}" download="{name}.{kind}">{kind.upper()}</a>' for kind in KINDS)
+    own = "".join(f'<a href="play/{key}.{kind}" download="{name}.{kind}">{kind.upper()}</a>' for kind in KINDS)
+    return f'<nav aria-label="Downloads">Save {own}</nav>'
 
 
 def player(key: str, begin: str = "autoplay preload=auto") -> str:
@@ -221,15 +254,23 @@ def earlier(studio: Studio, keys: list[str]) -> str:
     )
 
 
+def _about(studio: Studio) -> str:
+    """The models by name, the lengths that they know, and what becomes of a longer clip."""
+    lengths = sorted({engine.bundle.seconds for engine in studio.engines.values()})
+    told = f"{', '.join(studio.engines)} · trained on clips of {' and '.join(f'{s:.3g}' for s in lengths)} s"
+    longer = any(engine.limits.seconds > engine.bundle.seconds for engine in studio.engines.values())
+    return f"{told}; longer ones go on from their last moments and forget what came before" if longer else told
+
+
 def page(studio: Studio, notes: Sequence[str] = ()) -> gr.Blocks:
     """The page of one or more models; with two or more they can be compared."""
     names = list(studio.engines)
     limits = studio.engines[names[0]].limits
     usual = studio.engines[names[0]].bundle
 
-    def generate(model, other, prompt, seconds, seed, samples, temperature, top_k, top_p, guidance, before):  # type: ignore[no-untyped-def]
+    def generate(model, other, prompt, seconds, seed, takes, temperature, top_k, top_p, guidance, before):  # type: ignore[no-untyped-def]
         models = [model] if not other or other == model else [model, other]
-        wanted = [(name, int(seed or 0) + n) for n in range(int(samples)) for name in models]
+        wanted = [(name, int(seed or 0) + n) for n in range(int(takes)) for name in models]
         note = f" {MOST_CLIPS} clips at once, so {MOST_CLIPS // len(models)} of each model."
         note, wanted = note if len(wanted) > MOST_CLIPS else "", wanted[:MOST_CLIPS]
         changes = {"temperature": temperature, "top_k": None if not top_k else int(top_k), "top_p": top_p}
@@ -239,18 +280,19 @@ def page(studio: Studio, notes: Sequence[str] = ()) -> gr.Blocks:
             sounds = studio.make(wanted, prompt or "", float(seconds), **changes)
             keys = next(sounds)
         except (ValueError, Full, Closing) as error:
-            yield {said: f"**{html.escape(str(error))}**"}
+            yield {said: f"**{html.escape(str(error))}**", empty: gr.HTML(visible=False)}
             return
         rest = [""] * (MOST_CLIPS - len(keys))
         new = [player(key, *["preload=auto"] * (n > 0)) for n, key in enumerate(keys)]
         wide = len(keys) if len(keys) < 3 else MOST_CLIPS
         yield {
             said: f"making sound …{note}",
+            empty: gr.HTML(visible=False),
             **{column: gr.Column(visible=n < wide) for n, column in enumerate(columns)},
             **dict(zip(players + pictures, new + rest + [shown(studio, key) for key in keys] + rest, strict=True)),
             taken: [*keys, *before][:KEPT],
             past: gr.HTML(earlier(studio, before)),
-            takes: gr.Accordion(visible=bool(before)),
+            ago: gr.Accordion(visible=bool(before)),
         }
         try:
             for _ in sounds:
@@ -265,38 +307,44 @@ def page(studio: Studio, notes: Sequence[str] = ()) -> gr.Blocks:
         yield {said: told, **done}
 
     with gr.Blocks(title="siren", analytics_enabled=False, delete_cache=(3600, 3600)) as made:
-        gr.Markdown("# siren")
-        if notes:
-            gr.HTML("".join(f"<p>{html.escape(note)}</p>" for note in notes), elem_id="notes")
+        gr.HTML("<h1>siren</h1>", elem_id="title")
+        gr.HTML("".join(f"<p>{html.escape(note)}</p>" for note in (_about(studio), *notes)), elem_id="notes")
         with gr.Row():
-            with gr.Column(scale=2, min_width=300):
-                prompt = gr.Textbox(
-                    label="What do you want to hear?",
-                    max_lines=4,
-                    max_length=limits.prompt_characters,
-                    elem_id="prompt",
-                    autofocus=True,
-                )
-                gr.Examples([[text] for text in EXAMPLES], [prompt], label="Examples")
-                with gr.Row():
+            with gr.Column(scale=2, min_width=300, elem_id="left"):
+                with gr.Column(elem_id="ask"):
+                    prompt = gr.Textbox(
+                        label="What do you want to hear?",
+                        max_lines=4,
+                        max_length=limits.prompt_characters,
+                        elem_id="prompt",
+                        autofocus=True,
+                    )
+                    with gr.Row():
+                        make = gr.Button("Make sound", variant="primary", elem_id="make", min_width=100)
+                        again = gr.Button("Next take", elem_id="again", min_width=90)
+                        stop = gr.Button("Stop", elem_id="stop", min_width=70)
+                    gr.Examples([[text] for text in EXAMPLES], [prompt], label="Examples")
+                with gr.Column(elem_id="settings"):
+                    with gr.Row(visible=len(names) > 1):
+                        model = gr.Dropdown(names, value=names[0], label="Model")
+                        other = gr.Dropdown([("nothing", ""), *names], value="", label="Compare with")
                     length = min(usual.seconds, limits.seconds)
                     seconds = gr.Slider(min(0.4, length / 2), limits.seconds, length, step=0.1, label="Seconds")
-                    samples = gr.Slider(1, MOST_CLIPS, 1, step=1, label="Samples")
-                seed = gr.Number(0, precision=0, minimum=0, label="Seed", info="same seed, same sound")
-                with gr.Row(visible=len(names) > 1):
-                    model = gr.Dropdown(names, value=names[0], label="Model")
-                    other = gr.Dropdown([("nothing", ""), *names], value="", label="Compare with")
-                with gr.Accordion("More", open=False):
-                    temperature = gr.Slider(0.05, 2, usual.sampling.temperature, step=0.05, label="Temperature")
-                    top_k = gr.Number(usual.sampling.top_k, precision=0, minimum=0, label="Top k", info="0: every code")
-                    top_p = gr.Slider(0.05, 1, usual.sampling.top_p or 1, step=0.05, label="Top p")
-                    guidance = gr.Slider(1, 8, usual.sampling.guidance or 1, step=0.1, label="Guidance", info="1: none")
-                with gr.Row():
-                    make = gr.Button("Make sound", variant="primary", elem_id="make", min_width=100)
-                    again = gr.Button("Next seed", elem_id="again", min_width=90)
-                    stop = gr.Button("Stop", elem_id="stop", min_width=70)
-            with gr.Column(scale=3, min_width=300):
-                said = gr.Markdown("It plays once half a second is made.", elem_id="said")
+                    with gr.Row():
+                        takes = gr.Slider(1, MOST_CLIPS, 1, step=1, label="Takes", buttons=[])
+                        seed = gr.Number(0, precision=0, minimum=0, label="Seed: same seed, same sound")
+                    with gr.Accordion("More", open=False):
+                        temperature = gr.Slider(0.05, 2, usual.sampling.temperature, step=0.05, label="Temperature")
+                        top_k = gr.Number(
+                            usual.sampling.top_k, precision=0, minimum=0, label="Top k", info="0: every code"
+                        )
+                        top_p = gr.Slider(0.05, 1, usual.sampling.top_p or 1, step=0.05, label="Top p")
+                        guidance = gr.Slider(
+                            1, 8, usual.sampling.guidance or 1, step=0.1, label="Guidance", info="1: none"
+                        )
+            with gr.Column(scale=3, min_width=300, elem_id="result"):
+                empty = gr.HTML(EMPTY, elem_id="empty")
+                said = gr.Markdown(elem_id="said")
                 columns, players, pictures = [], [], []
                 for pair in ((0, 1), (2, 3)):
                     with gr.Row():
@@ -305,16 +353,16 @@ def page(studio: Studio, notes: Sequence[str] = ()) -> gr.Blocks:
                                 columns.append(column)
                                 players.append(gr.HTML(elem_id=f"player{n}"))
                                 pictures.append(gr.HTML(elem_id=f"picture{n}"))
-                with gr.Accordion("Earlier", open=False, visible=False, elem_id="earlier") as takes:
+                with gr.Accordion("Earlier", open=False, visible=False, elem_id="earlier") as ago:
                     past = gr.HTML()
         taken = gr.State([])  # keys of this listener's clips, newest first
-        inputs = [model, other, prompt, seconds, seed, samples, temperature, top_k, top_p, guidance, taken]
-        outputs = [said, *columns, *players, *pictures, taken, past, takes]
+        inputs = [model, other, prompt, seconds, seed, takes, temperature, top_k, top_p, guidance, taken]
+        outputs = [said, empty, *columns, *players, *pictures, taken, past, ago]
         how: dict[str, Any] = {"concurrency_limit": 8, "show_progress": "hidden"}
         clicked = make.click(generate, inputs, outputs, api_name="generate", **how)
         sent = prompt.submit(generate, inputs, outputs, api_visibility="private", **how)
         moved = again.click(
-            lambda seed, samples: int(seed or 0) + int(samples), [seed, samples], seed, api_visibility="private"
+            lambda seed, takes: int(seed or 0) + int(takes), [seed, takes], seed, api_visibility="private"
         )
         repeated = moved.then(generate, inputs, outputs, api_visibility="private", **how)
         stop.click(None, cancels=[clicked, sent, moved, repeated])
@@ -353,8 +401,15 @@ def app(engines: Mapping[str, Engine], notes: Sequence[str] = (), names: Sequenc
     server.add_middleware(Hosts, names=names)
     server.include_router(sounds(studio))
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    theme.set(**COLOURS, **{f"{name}_dark": value for name, value in COLOURS.items()})
     return gr.mount_gradio_app(
-        server, page(studio, notes), path="/", theme=theme, css=STYLE, head=SCRIPT, show_error=True
+        server,
+        page(studio, notes),
+        path="/",
+        theme=theme,
+        css=STYLE,
+        head=f"<style>{PALETTE}</style>{SCRIPT}",
+        show_error=True,
     )
 
 

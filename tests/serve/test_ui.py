@@ -203,6 +203,15 @@ def test_a_sound_is_heard_while_it_is_made(page, tmp_path, width, height, mobile
         browser.until("document.querySelectorAll('#picture0 a[download]').length == 3", 90)
         assert browser.evaluate("['img', 'svg'].every(kind => document.querySelector(`#picture0 ${kind}`))")
         assert browser.evaluate("document.documentElement.scrollWidth") == width  # nothing to the side
+        places = "['ask', 'result', 'settings'].map(id => document.getElementById(id).getBoundingClientRect())"
+        ask_ends, result_begins, result_ends, settings_begin = browser.evaluate(
+            f"(() => {{ const [a, r, s] = {places}; return [a.bottom, r.top, r.bottom, s.top]; }})()"
+        )
+        if mobile:  # what was asked, what became of it, and the settings last
+            assert ask_ends <= result_begins < result_ends <= settings_begin
+        else:
+            assert result_begins < ask_ends <= settings_begin
+        assert browser.evaluate("getComputedStyle(document.body).getPropertyValue('--accent')")  # the report's colours
         from_elsewhere = "performance.getEntriesByType('resource').filter(e => !/^(data|blob):/.test(e.name) && "
         assert browser.evaluate(from_elsewhere + "!e.name.startsWith(location.origin)).length") == 0
     finally:
