@@ -77,8 +77,9 @@ def generate(
     if len(rest) < len(wanted):
         progress.notice(f"{len(wanted) - len(rest)} of {len(wanted)} clips are there already")
     if rest:
-        needed = bundle.memory(1 if stream else min(batch_size, len(rest)), job.seconds, sampling)["total"]
-        progress.notice(f"sampling takes {needed / 2**20:,.0f} MiB besides the model")
+        needed = bundle.memory(1 if stream else min(batch_size, len(rest)), job.seconds, sampling)
+        total = needed["total"] + (best_of - 1) * needed["sound"]
+        progress.notice(f"sampling takes {total / 2**20:,.0f} MiB besides the model")
         if said := bundle.slides(job.seconds):
             progress.notice(f"{job.seconds:g} s is {said}")
     if stream:

@@ -84,10 +84,10 @@ def make(bundle: Bundle, wanted: Iterable[Clip], job: Job, batch_size: int) -> I
         takes = []
         for c in range(job.candidates):
             seeds = [item_seed(clip.seed, "candidate", c) if c else clip.seed for clip in some]
-            takes.append(np.stack(bundle.sample(texts, seeds, job.seconds, job.sampling, batch_size, job.prefix)))
+            takes.append(bundle.sample(texts, seeds, job.seconds, job.sampling, batch_size, job.prefix))
         scores = np.zeros((1, len(some)))
         if job.candidates > 1:
-            scores = np.stack([cosines(bundle.clap, wavs, texts, batch_size) for wavs in takes])
+            scores = np.stack([cosines(bundle.clap, np.stack(wavs), texts, batch_size) for wavs in takes])
         for row, clip in enumerate(some):
             best = int(scores[:, row].argmax())
             found = {"chosen": best, "scores": scores[:, row].round(6).tolist()} if job.candidates > 1 else {}

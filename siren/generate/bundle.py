@@ -200,12 +200,18 @@ class Bundle:
         return -(-num_samples // self.codec.hop)
 
     def memory(self, batch_size: int, seconds: float | None = None, sampling: Sampling | None = None) -> dict[str, int]:
-        """Bytes that sampling such a batch takes besides the model, known before it starts; see `Stacked.memory`."""
-        rows = batch_size * (2 if guided(sampling or self.sampling) else 1)
-        if not isinstance(self.sampler, Stacked):
-            return sampling_memory(self.model[0], rows, self.model.max_frames, self.model[0].config.max_text)
-        length = min(self._frames(self.num_samples(seconds)), self.window.length)
-        return self.sampler.memory(rows, length, self.model[0].config.max_text)
+        """Bytes that sampling such a batch takes besides the model, known before it starts; see `Stacked.memory`.
+
+        Of these only `sound` grows with the length. What the codec takes to decode `DECODED_SECONDS` is not in it.
+        """
+        rows, samples = batch_size * (2 if guided(sampling or self.sampling) else 1), self.num_samples(seconds)
+        if isinstance(self.sampler, Stacked):
+            length = min(self._frames(samples), self.window.length)
+            told = self.sampler.memory(rows, length, self.model[0].config.max_text)
+        else:
+            told = sampling_memory(self.model[0], rows, self.model.max_frames, self.model[0].config.max_text)
+        sound = 4 * batch_size * samples
+        return told | {"sound": sound, "total": told["total"] + sound}
 
     def cut(self, prompt: str) -> dict[str, int]:
         """Of a prompt with more tokens than the text encoder reads, how many it has and how many are read."""
@@ -260,9 +266,11 @@ class Bundle:
         wavs: list[np.ndarray] = []
         for begin in range(0, len(prompts), batch_size):
             some, own = prompts[begin : begin + batch_size], seeds[begin : begin + batch_size]
-            wavs += list(
-                np.concatenate(list(self.stream(some, own, seconds, sampling, prefix, DECODED_SECONDS)), axis=1)
-            )
+            made, done = np.empty((len(some), self.num_samples(seconds)), np.float32), 0
+            for wav in self.stream(some, own, seconds, sampling, prefix, DECODED_SECONDS):
+                made[:, done : done + wav.shape[1]] = wav
+                done += wav.shape[1]
+            wavs += list(made)
         return wavs
 
     def stream(

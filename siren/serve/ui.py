@@ -66,7 +66,7 @@ STYLE = """
 .siren-cursor { position: absolute; top: 0; bottom: 0; left: 0; width: 2px; pointer-events: none; background: #fff;
   box-shadow: 0 0 0 1px #000; }
 #make, #again, #stop { white-space: nowrap; font-size: 1rem; padding: .6rem .4rem; }
-#again, #stop { border: 1px solid var(--line); }
+#make, #again, #stop { border: 1px solid var(--line); }
 footer { display: none !important; }
 @media (max-width: 760px) {  /* one column: what is asked, what became of it, and the settings last */
   .gradio-container { padding: .5rem !important; } #make, #again, #stop { font-size: .85rem; padding: .6rem .1rem; }
