@@ -199,6 +199,11 @@ class Bundle:
     def _frames(self, num_samples: int) -> int:
         return -(-num_samples // self.codec.hop)
 
+    def chunk(self, seconds: float, num_frames: int) -> int:
+        """Frames of the pieces of `seconds` in which a clip is decoded; a shorter one is decoded once, at its end."""
+        chunk = self._frames(round(seconds * self.sample_rate))
+        return chunk if chunk < num_frames else num_frames + self.codec.context
+
     def memory(self, batch_size: int, seconds: float | None = None, sampling: Sampling | None = None) -> dict[str, int]:
         """Bytes that sampling such a batch takes besides the model, known before it starts; see `Stacked.memory`.
 
@@ -292,7 +297,5 @@ class Bundle:
         drawn = streaming.codes(
             self.sampler, states, mask, seeds, num_frames, sampling or self.sampling, self.window, prefix
         )
-        chunk = self._frames(round(chunk_seconds * self.sample_rate))
-        if chunk >= num_frames:
-            chunk = num_frames + self.codec.context  # nothing goes out before the end
+        chunk = self.chunk(chunk_seconds, num_frames)
         return (wav.cpu().numpy() for wav in streaming.decode(self.codec, drawn, num_samples, chunk, prefix))

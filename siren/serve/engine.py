@@ -23,7 +23,7 @@ import torch
 from siren import progress
 from siren.config import Sampling
 from siren.generate import streaming
-from siren.generate.bundle import Bundle
+from siren.generate.bundle import DECODED_SECONDS, Bundle
 from siren.generate.choice import RowSampling, guided
 from siren.generate.sampler import with_null
 from siren.generate.stacked import Run, Stacked
@@ -90,10 +90,24 @@ class Clip:
         if guided(job.sampling):
             self.states, self.mask = with_null(bundle.model, self.states, self.mask)
         self.past: deque[torch.Tensor] = deque(maxlen=bundle.window.context)
-        chunk = max(1, round(streaming.CHUNK_SECONDS * bundle.sample_rate / bundle.codec.hop))
         self.num_frames = -(-job.num_samples // bundle.codec.hop)
-        whole = self.num_frames + bundle.codec.context  # nothing goes out before the end
-        self.decoder = streaming.Decoder(bundle.codec, job.num_samples, chunk if job.stream else whole)
+        chunk = bundle.chunk(streaming.CHUNK_SECONDS if job.stream else DECODED_SECONDS, self.num_frames)
+        self.decoder = streaming.Decoder(bundle.codec, job.num_samples, chunk)
+        self.pieces: list[np.ndarray] = []  # decoded and not delivered
+
+    @property
+    def whole(self) -> bool:
+        return self.decoder.count == self.num_frames
+
+    def push(self, code: torch.Tensor) -> np.ndarray | None:
+        """Take the next frame; the sound to deliver, which is none before the end unless the clip is streamed."""
+        self.past.append(code)
+        if (wav := self.decoder.push(code)) is not None:
+            self.pieces.append(wav[0].cpu().numpy())
+        if not self.pieces or not (self.job.stream or self.whole):
+            return None
+        sound, self.pieces = np.concatenate(self.pieces), []
+        return sound
 
 
 class Sound(Iterator[np.ndarray]):
@@ -176,11 +190,8 @@ class Lane:
         for row, clip in enumerate(self.clips):
             if clip is None:
                 continue
-            clip.past.append(codes[row : row + 1])
-            wav = clip.decoder.push(codes[row : row + 1])
-            last = clip.decoder.count == clip.num_frames
-            made.append((clip, None if wav is None else wav[0].cpu().numpy(), last))
-            if last:
+            made.append((clip, clip.push(codes[row : row + 1]), clip.whole))
+            if clip.whole:
                 self.end(row)
         return made
 

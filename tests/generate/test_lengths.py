@@ -16,7 +16,7 @@ from siren.generate.bundle import LONGEST_SECONDS, Bundle
 from tests.generate import builders
 
 RATE, HOP = 16000, 640
-THIRTY = pytest.param(30, marks=pytest.mark.slow)
+TEN, THIRTY = (pytest.param(seconds, marks=pytest.mark.slow) for seconds in (10, 30))
 PROMPTS, SEEDS = ["a dog barks", "rain falls"], [3, 4]
 
 
@@ -64,7 +64,7 @@ def test_a_longer_clip_begins_with_the_shorter_one(bundle):
     assert np.array_equal(sampled(bundle, 0.511), sampled(bundle, 0.52)[:, : round(0.511 * RATE)])
 
 
-@pytest.mark.parametrize("seconds", [3, 10, THIRTY])
+@pytest.mark.parametrize("seconds", [3, TEN, THIRTY])
 def test_a_clip_that_is_decoded_in_pieces_has_no_seam(bundle, seconds, monkeypatch):
     """Against the same codes decoded in one piece: everywhere, so at the borders of pieces too."""
     lengths, decode = [], bundle.codec.decode

@@ -133,6 +133,29 @@ def test_a_long_clip_is_decoded_in_pieces_and_sounds_as_if_it_were_not(bundle, m
     assert np.abs(pieces - whole).max() < 1e-3 * np.abs(whole).max()
 
 
+def test_a_long_clip_of_the_service_is_decoded_in_pieces_and_delivered_as_one(bundle, engine, monkeypatch):
+    engine.start()
+    whole = engine_sound(engine)
+    lengths, decode = [], bundle.codec.decode
+    monkeypatch.setattr(
+        bundle.codec, "decode", lambda codes, first=0: lengths.append(codes.shape[-1]) or decode(codes, first)
+    )
+    monkeypatch.setattr("siren.serve.engine.DECODED_SECONDS", 0.05)
+    pieces = engine_sound(engine)
+    assert len(lengths) == 4
+    assert max(lengths) <= 25 + 2 * bundle.codec.context
+    assert np.abs(pieces - whole).max() < 1e-3 * np.abs(whole).max()
+
+
+def engine_sound(engine: Engine) -> np.ndarray:
+    wanted, heard = job(frames=100)
+    engine.submit(wanted)
+    sound = heard.pieces.get(timeout=30)
+    assert heard.pieces.get(timeout=30) is None  # one piece, and the end
+    assert sound.shape == (100 * HOP,)
+    return sound
+
+
 def test_what_cannot_be_made_is_refused_before_it_waits(engine, bundle):
     for prompt, seconds, said in [
         (" ", None, "the prompt is empty"),
