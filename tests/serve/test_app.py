@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import io
+import itertools
 import json
 import re
 import shutil
@@ -22,6 +23,7 @@ import uvicorn
 from siren.serve import app as service
 from siren.serve.engine import Engine
 from siren.serve.sound import encode, pcm, wav_header
+from tests.browser import Browser
 from tests.serve.conftest import LIMITS
 
 PROMPT = {"prompt": "a dog barks"}
@@ -164,6 +166,30 @@ def test_its_page_and_its_description_need_nothing_from_outside(running):
     assert set(told["paths"]["/generate"]["post"]["responses"]) == {
         *("200", "400", "403", "413", "421", "422", "429", "503")
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "mobile"), [(1400, False), (390, True)])
+def test_its_page_makes_a_sound_and_says_what_is_wrong(running, tmp_path, width, mobile):
+    browser = Browser(tmp_path / "profile")
+    try:
+        browser.size(width, 844, mobile)
+        browser.open(str(running.client.base_url))
+        browser.until("document.querySelectorAll('#calls table').length > 4")
+        browser.click("#try button")
+        browser.until("document.getElementById('player').duration == 0.04")
+        assert browser.evaluate("document.getElementById('file').download") == "a-dog-barks-while-rain-falls-0.wav"
+        assert json.loads(browser.evaluate("document.getElementById('sidecar').textContent"))["samples"] == 640
+        fields = "[...document.querySelectorAll('.row input, .row select')].map(e => e.getBoundingClientRect())"
+        boxes = browser.evaluate(f"{fields}.map(r => [r.left, r.right])")
+        assert all(before[1] <= after[0] for before, after in itertools.pairwise(boxes))  # side by side
+        assert browser.evaluate("document.documentElement.scrollWidth") == width
+        browser.evaluate("document.querySelector('[name=seconds]').value = 9")
+        browser.click("#try button")
+        browser.until("document.getElementById('said').textContent.includes('0.2 are allowed; ask for less')")
+        assert not browser.evaluate("document.querySelector('#try button').disabled")
+    finally:
+        browser.close()
 
 
 def _gated(running: Running) -> threading.Event:
