@@ -35,9 +35,6 @@ from siren.serve.sound import HEADER_BYTES, MEDIA, encode, pcm, wav_header
 
 PAGE = Path(__file__).parent / "page" / "docs.html"
 REPORT = Path(__file__).parents[1] / "evaluate" / "page" / "page.css"
-PALETTE = REPORT.read_text(encoding="utf-8").partition("\n* {")[
-    0
-]  # one look: the colours of the report, light and dark
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; media-src blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -209,9 +206,14 @@ def app(engine: Engine, model: str, names: Sequence[str] = ()) -> FastAPI:
     @server.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def docs() -> Response:
         headers = {"Content-Security-Policy": POLICY, "Referrer-Policy": "no-referrer"}
-        return HTMLResponse(PAGE.read_text(encoding="utf-8").replace("/* palette */", PALETTE), headers=headers)
+        return HTMLResponse(PAGE.read_text(encoding="utf-8").replace("/* palette */", palette()), headers=headers)
 
     return server
+
+
+def palette() -> str:
+    """One look for all pages: the colours of the report, light and dark, as CSS variables."""
+    return REPORT.read_text(encoding="utf-8").partition("\n* {")[0]
 
 
 class Gone(Exception):

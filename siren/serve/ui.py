@@ -27,7 +27,7 @@ from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.responses import Response, StreamingResponse
 
 from siren.generate.batch import slug
-from siren.serve.app import PALETTE, Receive, Scope, Send, sidecar
+from siren.serve.app import Receive, Scope, Send, palette, sidecar
 from siren.serve.engine import Closing, Engine, Full, Sound
 from siren.serve.hosts import Hosts
 from siren.serve.sound import HEADER_BYTES, MEDIA, encode, pcm, wav_header
@@ -408,7 +408,7 @@ def app(engines: Mapping[str, Engine], notes: Sequence[str] = (), names: Sequenc
         path="/",
         theme=theme,
         css=STYLE,
-        head=f"<style>{PALETTE}</style>{SCRIPT}",
+        head=f"<style>{palette()}</style>{SCRIPT}",
         show_error=True,
     )
 
