@@ -21,8 +21,9 @@ def caption(config: Config) -> None:
         captioning = _captioning(config)  # nothing is loaded before a segment needs it
         settings, columns = [config.seed, config.audio.sample_rate, config.filter.caption], captioning.columns
         where = engine.LOCAL if captioning.only_asks else engine.chosen()
-        made = partial(_captioning, config)
-        table, notes = _by_shard("caption", made, columns, [], settings, captioning.loads, where)
+        made, network = partial(_captioning, config), captioning.network
+        files = sorted(path for path in network.rglob("*") if path.is_file()) if network else []
+        table, notes = _by_shard("caption", made, columns, files, settings, captioning.loads, where)
         made_with = {"made_with": json.dumps(found)} if (found := captioning.provenance()) else None
         shards.write_table(CAPTIONS / "captions.parquet", table, made_with)
         quarantine = [row for rows, _ in notes for row in rows]
@@ -85,7 +86,7 @@ def validate(config: Config) -> None:
     from siren import shards
     from siren.filter import validate as gate
 
-    with tracking.stage("validate", config, sections=("filter.validate",)) as run:
+    with tracking.stage("validate", config, sections=("filter.caption", "filter.validate")) as run:
         stages = {"fetch": CLIPS, "segment": SEGMENTS, "caption": CAPTIONS, "score": SCORES}
         corpus = gate.Corpus(
             clips=pq.read_table(CLIPS / "clips.parquet"),

@@ -239,6 +239,11 @@ class AutoCap(nn.Module):
         return self
 
     @property
+    def num_samples(self) -> int:
+        """How many samples at `sample_rate` are heard of a clip: the tower's window."""
+        return round(self.arch.tower.max_seconds * self.sample_rate)
+
+    @property
     def ears(self) -> Ears:
         found: Ears = self.network["ears"]  # type: ignore[assignment]
         return found
