@@ -10,10 +10,9 @@ from typing import Any
 from siren import tracking
 from siren.config import Config, flatten, to_dict
 from siren.stages import places, reading
-from siren.stages.places import CAPTIONS, MODELS, REPORTS, SEGMENTS, TOKENS
+from siren.stages.places import CAPTIONS, EXAMPLES, MODELS, REPORTS, SEGMENTS, TOKENS
 
-BEAMS, EXAMPLES = 2, 8  # with which a captioner is measured, and how many of its captions are shown
-LONGEST = 80  # characters of a caption in a file's name
+BEAMS = 2  # with which a captioner is measured
 
 
 def codec(config: Config) -> None:
@@ -279,8 +278,7 @@ def _described(made: Any, split: str, config: Config, run: tracking.Run) -> dict
             "examples": [{"id": i, "written": w, "people": p[0]} for i, w, p in itertools.islice(examples, EXAMPLES)],
         }
     for name, wav, text in itertools.islice(zip(ids, wavs, written, strict=True), EXAMPLES):
-        said = text.replace("/", " ")[:LONGEST] or "(nothing)"
-        run.audio(f"{split}/{name} {said}", wav / FULL_SCALE, config.audio.sample_rate)
+        run.audio(f"{split}/{places.said(name, text)}", wav / FULL_SCALE, config.audio.sample_rate)
     return report
 
 

@@ -14,6 +14,8 @@ import torch
 from siren import config as settings
 from siren import shards
 from siren.config import BeamSearch, ConfigError
+from siren.filter.caption.autocap import Listener
+from siren.filter.caption.protocol import Answer
 from siren.networks import store
 from siren.networks.autocap import AutoCap
 from siren.stages import pipeline, places
@@ -143,3 +145,11 @@ def test_a_captioner_without_its_network_is_refused_at_once(workspace: Path) -> 
         networks=replace(config.networks, autocap=None),
         filter=replace(config.filter, caption=elsewhere),
     )
+
+
+def test_captions_that_it_wrote_can_be_heard(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline.autocap(settings.load(PARAMS))
+    monkeypatch.setattr(Listener, "__call__", lambda self, clips: [[Answer("rain/wind")] for _ in clips])
+    pipeline.caption(configured(workspace))
+    kept = {path.name for path in Path(".siren/runs").glob("*-caption-*/artifacts/audio/*.wav")}
+    assert kept == {f"clip-{index} rain wind.wav" for index in range(16, 20)}
