@@ -48,7 +48,7 @@ test: setup
 	lint-imports
 	$(PYTEST)
 
-# The two guides that train: your own sounds, and the paper's page; the others are followed by `make test`.
+# The three guides that train: your own sounds, captioning, and the paper's page; the others are followed by `make test`.
 guides: setup
 	$(PYTEST) -m slow --dist load tests/docs
 

@@ -147,11 +147,14 @@ class LanguageModel:
         )
 
 
+AUTOCAP = "models/autocap"
+
+
 @dataclass(frozen=True)
 class BeamSearch:
     """How the trained captioner is asked."""
 
-    model: str  # the folder of the network; the pipeline's is models/autocap
+    model: str  # the folder of the network; the pipeline's is AUTOCAP
     beams: int
     batch_size: int
 
@@ -295,6 +298,10 @@ class AutoCap:
         require(
             self.weights is not None or self.bart is not None or self.language is not None,
             "networks.autocap is trained from nothing: give `language`, or a `bart` to start from",
+        )
+        require(
+            self.weights is not None or self.clap is not None,
+            "networks.autocap.clap is needed to train one: a CLAP with an HTS-AT, whose tower it hears with",
         )
 
 
@@ -587,6 +594,14 @@ class Config:
         require(
             self.align.transformers <= count,
             f"align.transformers is {self.align.transformers}; the model has {count} of them",
+        )
+        asked = self.filter.caption.autocap
+        require(
+            self.filter.caption.captioner != "autocap"
+            or self.networks.autocap is not None
+            or (asked is not None and Path(asked.model) != Path(AUTOCAP)),
+            "filter.caption.captioner is 'autocap' with networks.autocap null, so there is no network to caption with; "
+            "compose the settings with captioner=autocap-demo (trained here) or captioner=autocap (published)",
         )
         guidance = self.evaluate.sample.sampling.guidance
         require(

@@ -133,7 +133,9 @@ def captioner(config: Config, root: Path) -> Iterator[Check]:
     """Whether the networks that describe and reword are here; those behind an address are not asked."""
     caption, autocap = config.filter.caption, config.networks.autocap
     if autocap is not None:
-        named = {"weights": autocap.weights, "clap": autocap.clap}
+        named = {"weights": autocap.weights}
+        if autocap.weights is None or not (root / autocap.weights / "config.json").is_file():  # ours have a CLAP inside
+            named |= {"clap": autocap.clap}
         named |= {"bart": autocap.bart} if autocap.weights is None else {}
         for name, given in named.items():
             if given is not None or name == "weights":

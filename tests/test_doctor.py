@@ -80,6 +80,10 @@ def test_a_captioner_needs_its_weights_its_clap_and_untrained_a_bart(tmp_path: P
 
     (tmp_path / "c.pt").touch()
     assert found(autocap) == {"autocap weights": "missing", "autocap clap": "ok"}
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "config.json").touch()
+    saved = dataclasses.replace(autocap, weights="saved", clap="weights/none")
+    assert found(saved) == {"autocap weights": "ok"}, "a saved network has its CLAP with it"
     untrained = dataclasses.replace(autocap, weights=None)
     assert found(untrained) == {"autocap weights": "ok", "autocap clap": "ok", "autocap bart": "missing"}
 

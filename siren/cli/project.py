@@ -86,7 +86,7 @@ def gaps(
     folder: Annotated[
         Path, typer.Argument(help="Transcripts: ID.LANGUAGE.vtt or .json3, perhaps ID.info.json beside.")
     ],
-    out: Annotated[Path, typer.Argument(help="The manifest: video, start, end; for a source of kind `videos`.")],
+    out: Annotated[Path, typer.Argument(help="The manifest: video, start, end, title; for a source of kind `videos`.")],
     min_seconds: Annotated[float, typer.Option(help="Shorter stretches are left out.")] = 5.0,
     margin_seconds: Annotated[float, typer.Option(help="Kept from every word.")] = 0.5,
 ) -> None:
@@ -100,7 +100,7 @@ def gaps(
     rows, left_out = transcripts.listed(settings)
     out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ("video", "start", "end"), lineterminator="\n")
+        writer = csv.DictWriter(file, ("video", "start", "end", "title"), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     videos, hours = len({row["video"] for row in rows}), sum(row["end"] - row["start"] for row in rows) / 3600

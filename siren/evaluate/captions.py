@@ -179,7 +179,9 @@ def _check(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]
     described = {name for name, texts in references.items() if texts}
     for lacking, what in ((candidates.keys() - described, "reference"), (references.keys() - candidates, "candidate")):
         if lacking:
-            raise ValueError(f"{len(lacking)} clips have no {what}: {folders.named(sorted(lacking))}")
+            raise ValueError(
+                f"{len(lacking)} clips have no {what}: {folders.named(sorted(lacking))}; both tables need the same"
+            )
 
 
 def _closest(own: np.ndarray, length: np.ndarray, whose: np.ndarray) -> np.ndarray:

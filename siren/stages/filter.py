@@ -14,17 +14,25 @@ from siren.stages.places import CAPTIONS, CLIPS, REPORTS, SCORES, SEGMENTS, SHAR
 
 
 def caption(config: Config) -> None:
-    """One refined caption for each segment."""
+    """One refined caption for each segment; some that a captioner heard are kept in the run, with their sounds."""
+    import pyarrow.compute as pc
+
     from siren import engine, shards
 
     with tracking.stage("caption", config, sections=("seed", "audio.sample_rate", "filter.caption")) as run:
         captioning = _captioning(config)  # nothing is loaded before a segment needs it
         settings, columns = [config.seed, config.audio.sample_rate, config.filter.caption], captioning.columns
         where = engine.LOCAL if captioning.only_asks else engine.chosen()
-        made = partial(_captioning, config)
-        table, notes = _by_shard("caption", made, columns, [], settings, captioning.loads, where)
+        made, network = partial(_captioning, config), captioning.network
+        files = sorted(path for path in network.rglob("*") if path.is_file()) if network else []
+        table, notes = _by_shard("caption", made, columns, files, settings, captioning.loads, where)
         made_with = {"made_with": json.dumps(found)} if (found := captioning.provenance()) else None
         shards.write_table(CAPTIONS / "captions.parquet", table, made_with)
+        if captioning.captioner.hears:
+            told = table.filter(pc.not_equal(table["captioner"], "human"))[: places.EXAMPLES].to_pylist()
+            wavs = reading.recordings([row["id"] for row in told]) if told else []
+            for row, wav in zip(told, wavs, strict=True):
+                run.audio(places.said(row["id"], row["caption"]), wav, config.audio.sample_rate)
         quarantine = [row for rows, _ in notes for row in rows]
         counts = {"in": table.num_rows + len(quarantine), "out": table.num_rows, "quarantined": len(quarantine)}
         used = sum((Counter(rules) for _, rules in notes), Counter[str]())
@@ -85,7 +93,7 @@ def validate(config: Config) -> None:
     from siren import shards
     from siren.filter import validate as gate
 
-    with tracking.stage("validate", config, sections=("filter.validate",)) as run:
+    with tracking.stage("validate", config, sections=("filter.caption", "filter.validate")) as run:
         stages = {"fetch": CLIPS, "segment": SEGMENTS, "caption": CAPTIONS, "score": SCORES}
         corpus = gate.Corpus(
             clips=pq.read_table(CLIPS / "clips.parquet"),

@@ -31,6 +31,7 @@ CLAIMS = Path(".siren/claims")  # what the experiments of the paper have finishe
 CHECKPOINTS = Path(".siren/checkpoints")  # outside every output, so that DVC leaves them to a stage it repeats
 PIECES = Path(".siren/pieces")  # likewise
 CODE = Path(__file__).resolve().parents[2]  # the folder that siren/ is in
+EXAMPLES = 8  # captions of a captioner that are kept with their sounds
 SHARDS_AT_ONCE = 2  # of segments, 256 MB of sound: what one worker captions or scores between two reports
 HASHES = Path(".siren/hashes.json")
 DOWNLOADS = Path(".siren/downloads")  # likewise; may be a link to a larger disk
@@ -167,6 +168,11 @@ def write_report(name: str, report: dict[str, Any]) -> None:
     path = REPORTS / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def said(name: str, caption: str) -> str:
+    """The name of a sound that is kept with what a captioner says of it."""
+    return f"{name} {caption.replace('/', ' ')[:80] or '(nothing)'}"
 
 
 def device() -> str:

@@ -76,24 +76,26 @@ def captioned(split: str) -> tuple[Any, list[str], list[list[str]], list[list[st
     return wavs, [row["caption"] for row in rows], wordings, labels, relations
 
 
-def described(split: str) -> tuple[list[str], Any, list[list[str]], list[dict[str, str]], list[str | None]]:
-    """Segments of one split that people have captioned: ids, int16 [N, S], the captions, metadata, relations."""
-    import numpy as np
+def described(split: str) -> tuple[list[str], list[Any], list[list[str]], list[dict[str, str]], list[str | None]]:
+    """Segments of one split that people have captioned: ids, int16 [S] of each without its padding, the captions,
+    metadata, relations.
+    """
     import pyarrow.compute as pc
 
     from siren import shards
     from siren.filter import caption
     from siren.filter.caption.autocap import metadata
 
-    table = shards.read_shards(SEGMENTS, "segments", [*caption.SOURCE_COLUMNS, "split", "pcm"])
+    table = shards.read_shards(SEGMENTS, "segments", [*caption.SOURCE_COLUMNS, *caption.SOUND_COLUMNS, "split"])
     table = table.filter(pc.equal(table["split"], split))
     rows = table.drop_columns(["pcm"]).to_pylist()
     captions = [caption.left(caption.of_people(row["captions"])) for row in rows]
     kept = [index for index, found in enumerate(captions) if found]
     if split == "train" and not kept:
         raise ValueError(f"no segment of split {split!r} in {SEGMENTS} has a caption of people; give a source that has")
-    wavs = shards.pcm_array(table["pcm"].take(kept)) if kept else np.zeros((0, 0), np.int16)
+    padded: Any = shards.pcm_array(table["pcm"].take(kept)) if kept else []
     rows, captions = [rows[index] for index in kept], [captions[index] for index in kept]
+    wavs = [wav[: row["num_samples"]] for row, wav in zip(rows, padded, strict=True)]
     known = [metadata(caption.clip_of(row)) for row in rows]
     return [row["id"] for row in rows], wavs, captions, known, [row["relation"] for row in rows]
 

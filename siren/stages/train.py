@@ -10,9 +10,9 @@ from typing import Any
 from siren import tracking
 from siren.config import Config, flatten, to_dict
 from siren.stages import places, reading
-from siren.stages.places import CAPTIONS, MODELS, REPORTS, SEGMENTS, TOKENS
+from siren.stages.places import CAPTIONS, EXAMPLES, MODELS, REPORTS, SEGMENTS, TOKENS
 
-BEAMS, EXAMPLES = 2, 8  # with which a captioner is measured, and how many of its captions are shown
+BEAMS = 2  # with which a captioner is measured
 
 
 def codec(config: Config) -> None:
@@ -82,7 +82,9 @@ def autocap(config: Config) -> None:
                 checkpoints.append(places.checkpoint(f"autocap-{stage}", run=run, **identity))
                 return checkpoints[-1]
 
-            train_autocap(made, wavs, captions, known, relations, settings, seed, run.log, device, checkpoint)
+            train_autocap(
+                made, _heard(made, wavs), captions, known, relations, settings, seed, run.log, device, checkpoint
+            )
             extra = {"recipe": to_dict(settings), "seed": seed, "licence": "Apache-2.0"}
         else:
             made, extra = captioners.load_weights(settings, rate).to(device), captioners.extra(settings.weights)
@@ -242,6 +244,15 @@ def _text_audio(name: str, config: Config, networks: Any, run: tracking.Run) -> 
     run.summary(flatten(report))
 
 
+def _heard(made: Any, wavs: list[Any]) -> Any:
+    """Clips as a captioner hears them when it captions. int16 [N, S]"""
+    import numpy as np
+
+    from siren.filter.caption.autocap import fit
+
+    return np.stack([fit(wav, made.num_samples) for wav in wavs])
+
+
 def _described(made: Any, split: str, config: Config, run: tracking.Run) -> dict[str, Any]:
     """How near a captioner's captions of held-out clips come to people's, with what is known of clips and without.
 
@@ -254,7 +265,7 @@ def _described(made: Any, split: str, config: Config, run: tracking.Run) -> dict
     ids, wavs, captions, known, _ = reading.described(split)
     if not ids:
         return {}
-    references = dict(zip(ids, captions, strict=True))
+    wavs, references = _heard(made, wavs), dict(zip(ids, captions, strict=True))
     alone: list[dict[str, str]] = [{} for _ in ids]
     report: dict[str, Any] = {"people": {"clap_score": clap_score(made, wavs, [texts[0] for texts in captions])}}
     for name, metadata in (("sound and metadata", known), ("sound alone", alone)):
@@ -267,7 +278,7 @@ def _described(made: Any, split: str, config: Config, run: tracking.Run) -> dict
             "examples": [{"id": i, "written": w, "people": p[0]} for i, w, p in itertools.islice(examples, EXAMPLES)],
         }
     for name, wav, text in itertools.islice(zip(ids, wavs, written, strict=True), EXAMPLES):
-        run.audio(f"{split}/{name} {text.replace('/', ' ')}", wav / FULL_SCALE, config.audio.sample_rate)
+        run.audio(f"{split}/{places.said(name, text)}", wav / FULL_SCALE, config.audio.sample_rate)
     return report
 
 

@@ -148,6 +148,14 @@ def test_wrong_options_are_errors(sounds: Path, options: dict[str, Any], message
         fetch(sounds, GOOD, **options)
 
 
+def test_sounds_without_any_text_need_no_column_for_it(sounds: Path) -> None:
+    given = [{"file": "a.wav", "title": "by the lake"}]
+    with pytest.raises(ConfigError, match="without any text: described: false"):
+        fetch(sounds, given)
+    (row,), bad = fetch(sounds, given, described=False)
+    assert (row["captions"], row["labels"], row["title"], bad) == ([], [], "by the lake", [])
+
+
 def test_where_and_limits_choose_rows(sounds: Path) -> None:
     rows = [
         {"file": name, "caption": "x", "label": "dog", "tier": tier}

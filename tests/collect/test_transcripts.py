@@ -183,7 +183,7 @@ def test_a_folder_of_transcripts_becomes_a_manifest_that_a_source_fetches(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (folder / "partAAAAAAA.info.json").write_text(json.dumps({"duration": 30.0}))
+    (folder / "partAAAAAAA.info.json").write_text(json.dumps({"duration": 30.0, "title": "Rain,\n roof"}))
     command(folder, tmp_path / "out/gaps.csv", min_seconds=5.0, margin_seconds=0.5)
     said = capsys.readouterr().out
     assert "3 stretches of 2 videos, 0.01 h" in said
@@ -192,12 +192,12 @@ def test_a_folder_of_transcripts_becomes_a_manifest_that_a_source_fetches(
     text = (tmp_path / "out/gaps.csv").read_text()
     # of the second nobody knows how long it is: it ends with its last word
     assert text.splitlines() == [
-        "video,start,end",
-        "wholeAAAAAA,5.5,30.5",
-        "partAAAAAAA,0.0,13.5",
-        "partAAAAAAA,16.0,30.0",
+        "video,start,end,title",
+        "wholeAAAAAA,5.5,30.5,",
+        'partAAAAAAA,0.0,13.5,"Rain, roof"',
+        'partAAAAAAA,16.0,30.0,"Rain, roof"',
     ]
-    more = "busyAAAAAAA,4,2\nno id,1,2\nbusyAAAAAAA,,2\n"
+    more = "busyAAAAAAA,4,2,\nno id,1,2,\nbusyAAAAAAA,,2,\n"
     (tmp_path / "out/gaps.csv").write_text(text + more)
     rows, bad = run("videos", {"manifest": str(tmp_path / "out/gaps.csv")})
     assert {name: (row["recording_id"], row["split"], row["captions"]) for name, row in rows.items()} == {
@@ -205,8 +205,16 @@ def test_a_folder_of_transcripts_becomes_a_manifest_that_a_source_fetches(
         "videos-partAAAAAAA-0-13500": ("youtube:partAAAAAAA", "train", []),
         "videos-partAAAAAAA-16000-30000": ("youtube:partAAAAAAA", "train", []),
     }
+    assert [row["title"] for row in rows.values()] == [None, "Rain, roof", "Rain, roof"]
     assert bad == {"gaps.csv:5": "bad_time", "gaps.csv:6": "bad_row", "gaps.csv:7": "bad_time"}
     assert len(calls(programs, "yt-dlp")) == 2
+
+
+def test_a_folder_without_transcripts_is_no_corpus_without_words(tmp_path: Path) -> None:
+    (tmp_path / "readme.vtt").write_text("of no video")
+    with pytest.raises(ConfigError, match=r"has no transcript; their names are ID\.LANGUAGE\.vtt"):
+        command(tmp_path, tmp_path / "gaps.csv", min_seconds=5.0, margin_seconds=0.5)
+    assert not (tmp_path / "gaps.csv").exists()
 
 
 def test_a_manifest_of_videos_keeps_what_people_said_of_them(run: Run, programs: Path, tmp_path: Path) -> None:  # noqa: F811

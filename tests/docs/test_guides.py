@@ -178,6 +178,32 @@ def test_own_sounds_become_a_champion(clone):
 
 
 @pytest.mark.slow
+def test_sounds_without_text_are_captioned(clone):
+    import pyarrow.parquet as pq
+    from omegaconf import OmegaConf
+
+    small(clone, "folder")
+    path = clone / "conf/captioner/autocap-demo.yaml"
+    settings = OmegaConf.load(path)
+    for stage in ("language", "listening", "finetuning"):
+        settings.networks.autocap[stage].update({"steps": 20, "warmup_steps": 2, "batch_size": 16})
+    path.write_text("# @package _global_\n" + OmegaConf.to_yaml(settings))
+    files = [f"{label}-{i:02d}.wav" for i in range(20) for label in ("dog", "rain")]
+    found = [f"zoom004{i}.wav" for i in (1, 2, 3)]
+    sounds(clone / "sounds" / "described", [*files, *found])
+    (clone / "sounds" / "found").mkdir()
+    for name in found:
+        (clone / "sounds" / "described" / name).rename(clone / "sounds" / "found" / name)
+    table = "".join(f"{file},{file.split('-')[0]} heard,{file.split('-')[0]}\n" for file in files)
+    (clone / "sounds" / "described" / "manifest.csv").write_text("file,caption,label\n" + table)
+    follow(clone, "captioning.md")
+    rows = pq.read_table(clone / "data/captions/captions.parquet", columns=["id", "captioner"]).to_pylist()
+    left = pq.read_table(clone / "data/captions/quarantine.parquet", columns=["item"])["item"].to_pylist()
+    theirs = {row["id"] for row in rows if row["captioner"] == "autocap"} | set(left)
+    assert {name.rsplit("-", 1)[0] for name in theirs} == {"found-000002", "found-000003", "found-000004"}
+
+
+@pytest.mark.slow
 def test_the_paper_s_page_is_made(clone):
     shutil.rmtree(clone / "data", ignore_errors=True)
     small(clone, "demo")

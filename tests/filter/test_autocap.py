@@ -62,6 +62,7 @@ def test_what_is_known_of_a_clip_is_read_and_who_wrote_is_recorded(folder: Path)
         "labels": "dog bark, rain",
         "title": "My garden",
     }
+    assert metadata(Clip("a", title=" \t\u3000 ")) == {"labels": "", "title": ""}
     made = caption(folder)
     assert made.loads
     assert not made.only_asks

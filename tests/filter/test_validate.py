@@ -74,6 +74,19 @@ def in_split(split: str, column: str, value: Any) -> Callable[[gate.Corpus], gat
     return lambda c: dataclasses.replace(c, splits=c.splits | {split: put(c.splits[split], column, 0, value)})
 
 
+def test_a_clip_without_any_text_is_for_a_captioner_that_hears() -> None:
+    def bare(table: pa.Table) -> pa.Table:
+        return put(put(table, "captions", 0, []), "labels", 0, [])
+
+    lacking = dataclasses.replace(corpus(), clips=bare(corpus().clips))
+    with pytest.raises(gate.GateError, match=r"clips: .*num_texts.*a \(0\)"):
+        gate.gate(gate.validate(lacking, relaxed(0.5)))
+    hearing = dataclasses.replace(
+        relaxed(0.5).filter, caption=settings.Caption("autocap", None, None, settings.BeamSearch("elsewhere", 1, 1))
+    )
+    gate.gate(gate.validate(lacking, dataclasses.replace(CONFIG, filter=hearing)))
+
+
 DAMAGE: dict[str, tuple[Callable[[gate.Corpus], gate.Corpus], str]] = {
     "two clips of one id": (
         damaged("clips", "id", 1, "a"),

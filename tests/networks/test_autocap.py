@@ -141,6 +141,18 @@ def test_what_is_saved_is_what_is_loaded_clap_included(network: AutoCap, tmp_pat
     again = autocap.load_weights(settings(tmp_path / "clap", weights=str(tmp_path)), 8000)
     assert again.clap is not None
     assert (again.sample_rate, again.clap.sample_rate) == (8000, 8000)
+    same = {"tower": {"sample_rate": 48000, "max_seconds": 1.0}}  # it is its CLAP's, whatever is said
+    autocap.load_weights(settings(tmp_path / "clap", weights=str(tmp_path), architecture=SMALL | same), 16000)
+    for wrong, message in (
+        (
+            {"architecture": SMALL | {"queries": 8}},
+            r"networks\.autocap\.architecture\.queries is 8, but .* made with 4",
+        ),
+        ({"clap_token": False}, r"networks\.autocap\.clap_token is False, but"),
+        ({"weights": "nowhere"}, r"networks\.autocap\.weights is 'nowhere', where nothing lies"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            autocap.load_weights(settings(tmp_path / "clap", **({"weights": str(tmp_path)} | wrong)), 16000)
     (tmp_path / store.WEIGHTS).write_bytes(b"other")
     with pytest.raises(ValueError, match="its SHA-256 differs"):
         autocap.load(tmp_path)
@@ -161,7 +173,9 @@ def test_without_claps_token_there_is_none(clap_folder: Path) -> None:
 
 def test_a_tower_is_needed_and_sizes_have_to_fit(clap_folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"networks\.autocap\.clap is needed"):
-        autocap.build(settings(clap_folder, clap=None), CAPTIONS, 16000)
+        settings(clap_folder, clap=None)
+    with pytest.raises(ConfigError, match=r"networks\.autocap\.clap is 'weights/none', where nothing lies"):
+        autocap.build(settings(clap_folder, clap="weights/none"), CAPTIONS, 16000)
     for wrong, message in (
         ({"positions": 2}, "positions 2"),
         ({"fields": ["smell"]}, "smell"),
@@ -189,6 +203,8 @@ def test_the_authors_names_are_read(network: AutoCap, tmp_path: Path) -> None:
     wav, known = clips(2), [{"title": "rain"}, {"visual_caption": "a dog"}]
     torch.testing.assert_close(states(read, wav, known)[0], states(made, wav, known)[0])
     assert read.captions(wav, known, 3) == made.captions(wav, known, 3)
+    with pytest.raises(ConfigError, match=r"name the CLAP in networks\.autocap\.clap"):
+        published.load_published(str(tmp_path / "model.ckpt"), arch, None, 16000)
     del theirs["clap_proj.weight"]
     torch.save({"state_dict": theirs}, tmp_path / "model.ckpt")
     with pytest.raises(ValueError, match=r"1 missing \(writer\.clap\.weight\)"):

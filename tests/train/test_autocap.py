@@ -37,16 +37,17 @@ def made(chosen: Settings) -> autocap.AutoCap:
 
 
 def test_each_stage_moves_its_own_part_and_the_ears_never(tmp_path: Path) -> None:
-    parts = {"bart": "writer.bart.", "queries": "writer.queries", "ears": "ears."}
+    parts = {"bart": "network.writer.bart.", "queries": "network.writer.queries"}
+    parts |= {"ears": "network.ears.", "clap": "clap."}  # batch norm's running figures, too
     moved = {}
     for name in ("language", "listening", "finetuning"):
         chosen = settings(tmp_path, **stages(2))
         for other in {"language", "listening", "finetuning"} - {name}:
             object.__setattr__(chosen, other, None)  # which settings of a pipeline may not say
         network = made(settings(tmp_path))
-        before = {key: value.clone() for key, value in network.network.state_dict().items()}
+        before = {key: value.clone() for key, value in network.state_dict().items()}
         train_autocap(network, *corpus(8), chosen, 0, lambda step, metrics: None)
-        after = network.network.state_dict()
+        after = network.state_dict()
         changed = {key for key in before if not torch.equal(before[key], after[key])}
         moved[name] = {part for part, prefix in parts.items() if any(key.startswith(prefix) for key in changed)}
     assert moved == {"language": {"bart"}, "listening": {"queries"}, "finetuning": {"bart", "queries"}}

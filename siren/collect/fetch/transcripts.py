@@ -131,6 +131,16 @@ def duration_of(files: dict[str, list[Path]]) -> float | None:
     return None
 
 
+def title_of(files: dict[str, list[Path]]) -> str:
+    """Title of a video as its .info.json has it, on one line; empty where nothing tells it."""
+    for path in files.get(".info.json", ()):
+        try:
+            return " ".join(str(json.loads(path.read_text(encoding="utf-8")).get("title") or "").split())
+        except (ValueError, AttributeError):
+            break  # `duration_of` says what is wrong with it
+    return ""
+
+
 def wordless(items: Iterable[Item | Row], settings: Transcripts) -> Iterator[Item | Row]:
     """Items of videos as their stretches without words; a clip with none is a row of quarantine, as is one unknown.
 
@@ -166,14 +176,18 @@ def wordless(items: Iterable[Item | Row], settings: Transcripts) -> Iterator[Ite
 
 
 def listed(settings: Transcripts) -> tuple[list[Row], list[Row]]:
-    """Rows (video, start, end) of all transcripts, and the quarantine of those that cannot be used.
+    """Rows (video, start, end, title) of all transcripts, and the quarantine of those that cannot be used.
 
     A video ends where its .info.json says; without one at its last word, because nobody knows how long it goes on.
+    Raises ConfigError for a folder without transcripts.
     """
     rows, bad = [], []
-    for video, files in track(find(settings.folder).items(), "transcripts", unit="video"):
-        if not files.keys() & READERS:
-            continue
+    known = {video: files for video, files in find(settings.folder).items() if files.keys() & READERS}
+    require(
+        bool(known),
+        f"{settings.folder!r} has no transcript; their names are ID.LANGUAGE.vtt or .json3, ID a video's 11 characters",
+    )
+    for video, files in track(known.items(), "transcripts", unit="video"):
         try:
             cues, end = cues_of(files), duration_of(files)
             end = max((b for _, b in cues if math.isfinite(b)), default=0.0) if end is None else end
@@ -181,7 +195,8 @@ def listed(settings: Transcripts) -> tuple[list[Row], list[Row]]:
         except ValueError as error:
             bad.append(rejected(video, "bad_transcript", str(error)))
             continue
-        rows += [{"video": video, "start": round(a, 3), "end": round(b, 3)} for a, b in found]
+        title = title_of(files)
+        rows += [{"video": video, "start": round(a, 3), "end": round(b, 3), "title": title} for a, b in found]
         if not found:
             bad.append(rejected(video, "words", f"no {settings.min_seconds:g} s without words in {end:g} s"))
     return rows, bad

@@ -1,11 +1,12 @@
 """Your own sounds: a folder with a manifest (CSV, JSONL or Parquet) that names a file and a caption in each row.
 
-Columns: `file` (path below the folder) and `caption` or `label`; optional `split` (train, val, test), `licence`, `id`,
-`recording_id` or `source_id` (clips cut from one recording share it), `author`, `title`, `relation`, `start` and `end`
-(seconds: the part of the file to use). Several labels are a list, or separated by ";". Rows with the same file are one
-clip with several captions. A missing column is an error; a bad row is quarantined with its reason and its line in the
-manifest, and a manifest without rows (`manifest.py`) is one bad row. Files are copied under a name made of their
-content, so names in the folder may be anything; ids become names of files: what those cannot hold is replaced by "_".
+Columns: `file` (path below the folder) and `caption` or `label` (with `described: false`, neither has to be there);
+optional `split` (train, val, test), `licence`, `id`, `recording_id` or `source_id` (clips cut from one recording share
+it), `author`, `title`, `relation`, `start` and `end` (seconds: the part of the file to use). Several labels are a list,
+or separated by ";". Rows with the same file are one clip with several captions. A missing column is an error; a bad row
+is quarantined with its reason and its line in the manifest, and a manifest without rows (`manifest.py`) is one bad row.
+Files are copied under a name made of their content, so names in the folder may be anything; ids become names of files:
+what those cannot hold is replaced by "_".
 """
 
 import difflib
@@ -145,7 +146,8 @@ def _rows(manifest: Path, settings: Options) -> Iterator[tuple[int, dict[str, An
 
 def _check_columns(manifest: Path, names: dict[str, str], found: list[str], settings: Options) -> None:
     missing = [names["file"]] if names["file"] not in found else []
-    if names["caption"] not in found and names["label"] not in found:
+    nothing = names["caption"] not in found and names["label"] not in found
+    if settings.described and nothing:
         missing.append(names["caption"])
     missing += [theirs for theirs in settings.columns.values() if theirs not in found and theirs not in missing]
     missing += [key for key in settings.where if key not in found]
@@ -155,6 +157,7 @@ def _check_columns(manifest: Path, names: dict[str, str], found: list[str], sett
         raise ConfigError(
             f"{manifest.name} has no column {', '.join(map(repr, missing))}; it has {', '.join(found) or 'none'}"
             f"{'; ' + hints if hints else ''}; other names are given with the option columns: {EXAMPLE}"
+            f"{'; of sounds without any text: described: false' if settings.described and nothing else ''}"
         )
 
 

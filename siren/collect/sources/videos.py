@@ -1,7 +1,7 @@
 """Parts of videos that a manifest lists: the id of each, from when to when, and what people said of it, if they did.
 
-CSV, JSONL or Parquet with the columns video, start, end, and perhaps caption, label (several between semicolons) and
-split (train without it). `siren gaps` makes one of a folder of transcripts.
+CSV, JSONL or Parquet with the columns video, start, end, and perhaps caption, label (several between semicolons), title
+(which a captioner may read) and split (train without it). `siren gaps` makes one of a folder of transcripts.
 """
 
 from collections.abc import Iterator
@@ -63,4 +63,6 @@ def _item(row: dict[str, Any], settings: Options) -> Item:
         raise BadRow("bad_split", f"split is {manifests.shown(split)}; it must be train, val or test")
     cut = videos.Cut(video, start, end, settings.watch, settings.yt_dlp)
     captions, labels = texts(row.get("caption"), "caption"), texts(row.get("label"), "label", ";")
-    return Item(f"videos-{cut.id}", f"youtube:{video}", SPLITS[split], cut, captions=captions, labels=labels)
+    title = text(row.get("title"), "title") or None
+    recording = f"youtube:{video}"
+    return Item(f"videos-{cut.id}", recording, SPLITS[split], cut, captions=captions, labels=labels, title=title)

@@ -10,6 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -87,6 +88,11 @@ class Captioning:
     def loads(self) -> bool:
         """Whether a network is loaded in this process; one behind an address is not."""
         return isinstance(self.captioner, Listener) or any(model.endpoint is None for model in self._models())
+
+    @property
+    def network(self) -> Path | None:
+        """The folder of the pipeline's network that it captions with, if it does."""
+        return Path(self.captioner.settings.model) if isinstance(self.captioner, Listener) else None
 
     @property
     def only_asks(self) -> bool:

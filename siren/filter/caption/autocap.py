@@ -37,10 +37,9 @@ class Listener:
     @torch.inference_mode()
     def _batch(self, clips: Sequence[Clip]) -> list[list[Answer]]:
         network = self._load()
-        rate = network.sample_rate
+        rate, samples = network.sample_rate, network.num_samples
         wavs = [audio.resample(clip.wav, clip.sample_rate, rate) for clip in clips if clip.wav is not None]
-        length = network.arch.tower.max_seconds
-        wav = torch.from_numpy(np.stack([fit(wav, round(length * rate)) for wav in wavs]))
+        wav = torch.from_numpy(np.stack([fit(wav, samples) for wav in wavs]))
         written = network.captions(wav.to(device()), [metadata(clip) for clip in clips], self.settings.beams)
         return [[Answer.of(text, ended)] for text, ended in written]
 
@@ -59,16 +58,17 @@ class Listener:
 
 def metadata(clip: Clip) -> dict[str, str]:
     """What is known of a clip, as fields that the network may read."""
-    labels = ", ".join(
-        sorted(label.replace("_", " ") for label in clip.labels)
-    )  # in the order of events it would say more
-    return {"labels": labels, "title": clip.title or ""}
+    labels = sorted(label.replace("_", " ") for label in clip.labels)  # in the order of events they would say more
+    known = {"labels": ", ".join(labels), "title": clip.title or ""}
+    return {name: " ".join(text.split()) for name, text in known.items()}
 
 
 def fit(wav: np.ndarray, samples: int) -> np.ndarray:
-    """A clip of just so many samples: a shorter one is repeated whole as often as it fits, then silent. [S]"""
+    """A clip of just so many samples: a shorter one is repeated whole as often as it fits, then silent; of a longer one
+    the first part. In training, measuring and captioning the same. [S]
+    """
     whole = np.tile(wav, max(1, samples // len(wav)))[:samples]
-    return np.pad(whole, (0, samples - len(whole))).astype(np.float32)
+    return np.pad(whole, (0, samples - len(whole)))
 
 
 def device() -> str:

@@ -34,10 +34,10 @@ class Answer:
     @classmethod
     def of(cls, text: str, ended: bool = True) -> "Answer":
         """What a model said, up to its last whole sentence where it was cut short; of nothing, there is no text."""
+        if not text.strip():
+            return cls(None, "empty: the model said nothing")
         kept = text if ended else whole(text)
-        if kept is None:
-            return cls(None, f"unfinished: {text[:80]!r}")
-        return cls(kept) if kept.strip() else cls(None, "empty: the model said nothing")
+        return cls(None, f"unfinished: {text[:80]!r}") if kept is None else cls(kept)
 
 
 @dataclass(frozen=True)

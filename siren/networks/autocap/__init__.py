@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from siren.config import AutoCap as Settings
-from siren.config import ConfigError, Network, parse
+from siren.config import ConfigError, Network, parse, require
 from siren.networks import clap as claps
 from siren.networks import store
 from siren.networks.autocap.architecture import Architecture, architecture
 from siren.networks.autocap.model import AutoCap, Metadata
 from siren.networks.autocap.published import load_published
+from siren.networks.clap.architecture import require_same
 from siren.networks.text import Tokenizer, train
 
 KIND = "autocap"
@@ -24,13 +25,10 @@ def build(settings: Settings, captions: list[str], sample_rate: int) -> AutoCap:
     """An untrained AutoCap for waveforms at `sample_rate`; its random start is torch's generator's.
 
     Its tower is a copy of that of the CLAP in the settings. Without a published BART its tokeniser is trained on
-    `captions`. Raises ConfigError where the sizes do not fit, or there is no CLAP to take the tower from.
+    `captions`. Raises ConfigError where the sizes do not fit.
     """
     arch, clap = architecture(settings.architecture), _clap(settings, sample_rate)
-    if clap is None or not isinstance(clap, claps.CLAPS["transformers"]):
-        raise ConfigError(
-            "networks.autocap.clap is needed to train one: a CLAP with an HTS-AT, whose tower it hears with"
-        )
+    assert clap is not None  # config.AutoCap holds one
     arch = dataclasses.replace(arch, tower=clap.arch)
     tokenizer = train(captions, arch.vocab_size) if settings.bart is None else Tokenizer.published(settings.bart)
     if settings.bart is None:
@@ -66,18 +64,29 @@ def load(folder: str | Path, device: str = "cpu") -> AutoCap:
 def load_weights(settings: Settings, sample_rate: int) -> AutoCap:
     """The AutoCap that `settings.weights` names: a folder of ours, or the authors' checkpoint file.
 
-    Raises ConfigError where nothing is there, ValueError for another network.
+    Raises ConfigError where nothing is there or where it has not what the settings say, ValueError for another network.
     """
     assert settings.weights is not None
+    if not Path(settings.weights).exists():
+        raise ConfigError(
+            f"networks.autocap.weights is {settings.weights!r}, where nothing lies; put the authors' checkpoint or a "
+            "network of ours there, or set it to null to train one here"
+        )
     if (Path(settings.weights) / store.SIDECAR).is_file():
         made = load(settings.weights)
+        sizes = {key: value for key, value in settings.architecture.items() if key != "tower"}  # which is its CLAP's
+        require_same(sizes, made.arch, settings.weights, "networks.autocap.architecture")
+        require(
+            settings.clap_token == (made.clap is not None),
+            f"networks.autocap.clap_token is {settings.clap_token}, but {settings.weights} was made with "
+            f"{made.clap is not None}; train anew or change the key",
+        )
         made.sample_rate = sample_rate
         if made.clap is not None:
             made.clap.sample_rate = sample_rate
         return made
-    return load_published(
-        settings.weights, architecture(settings.architecture), _clap(settings, sample_rate), sample_rate
-    )
+    clap = _clap(settings, sample_rate) if settings.clap_token else None
+    return load_published(settings.weights, architecture(settings.architecture), clap, sample_rate)
 
 
 def extra(weights: str) -> dict[str, Any]:
@@ -90,6 +99,8 @@ def extra(weights: str) -> dict[str, Any]:
 def _clap(settings: Settings, sample_rate: int) -> claps.Clap | None:
     if settings.clap is None:
         return None
+    lacks = settings.clap.startswith("weights/") and not Path(settings.clap).exists()
+    require(not lacks, f"networks.autocap.clap is {settings.clap!r}, where nothing lies; put a CLAP there")
     return claps.load_weights(Network("transformers", settings.clap, {}, None), sample_rate)
 
 

@@ -231,6 +231,18 @@ class AutoCap(nn.Module):
         self.network = nn.ModuleDict({"ears": Ears(arch), "writer": writer})
         self.clap = None if clap is None else clap.requires_grad_(False).eval()
 
+    def train(self, mode: bool = True) -> "AutoCap":
+        """CLAP is frozen: it stays in evaluation mode, else its batch norm would follow what it hears."""
+        super().train(mode)
+        if self.clap is not None:
+            self.clap.eval()
+        return self
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples at `sample_rate` are heard of a clip: the tower's window."""
+        return round(self.arch.tower.max_seconds * self.sample_rate)
+
     @property
     def ears(self) -> Ears:
         found: Ears = self.network["ears"]  # type: ignore[assignment]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from siren.config import ConfigError
 from siren.networks.autocap.architecture import Architecture
 from siren.networks.autocap.model import TIED, AutoCap
 from siren.networks.clap import Clap
@@ -43,6 +44,10 @@ def load_published(path: str, arch: Architecture, clap: Clap | None, sample_rate
     """
     data = load_tensors(path)
     state = to_ours(data.get("state_dict", data.get("model", data)), arch)
+    if clap is None and "writer.clap.weight" in state:
+        raise ConfigError(
+            f"{path} reads a token of CLAP's embedding; name the CLAP in networks.autocap.clap, with clap_token true"
+        )
     beside = Path(path).parent
     tokenizer = Tokenizer.load(beside) if (beside / FILE).is_file() else Tokenizer.published(BART)
     made = AutoCap(arch, tokenizer, clap, sample_rate)
