@@ -82,7 +82,7 @@ def _stage(
     before: int,
 ) -> None:
     """One stage; its steps are logged after `before` others. At its end there is a checkpoint, for the next to see."""
-    writer, device = model.writer, model.writer.queries.device
+    writer, device = model.writer, model.device
     writer.requires_grad_(True).freeze_language(name == "listening")
     optimiser = adamw(writer, training)
     first = checkpoint.restore(writer, optimiser) if checkpoint else 0
@@ -146,7 +146,7 @@ def caption_all(
     model: AutoCap, wavs: np.ndarray, metadata: Sequence[Metadata], beams: int, batch_size: int = 64
 ) -> list[str]:
     """A caption of each int16 clip [N, S], in order."""
-    device, found = model.writer.queries.device, []
+    device, found = model.device, []
     for start in track(range(0, len(wavs), batch_size), "autocap captions", unit="batch"):
         stop = start + batch_size
         wav = torch.from_numpy(wavs[start:stop].astype(np.float32) / np.float32(FULL_SCALE)).to(device)
@@ -159,7 +159,7 @@ def clap_score(model: AutoCap, wavs: np.ndarray, captions: list[str], batch_size
     """Mean cosine of int16 clips [N, S] and these captions by the CLAP that the network reads; None without one."""
     if model.clap is None:
         return None
-    device, scores = model.writer.queries.device, []
+    device, scores = model.device, []
     for start in range(0, len(wavs), batch_size):
         part = slice(start, start + batch_size)
         wav = torch.from_numpy(wavs[part].astype(np.float32) / np.float32(FULL_SCALE)).to(device)

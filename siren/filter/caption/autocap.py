@@ -1,15 +1,16 @@
-"""AutoCap as a captioner: one caption of each clip, from its sound, title and labels."""
+"""AutoCap as a captioner: one caption of each clip, from its sound, title and labels.
+
+torch is imported with the network, not before: most captions are people's.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from siren import audio
 from siren.config import BeamSearch
 from siren.filter.caption.protocol import Answer, Clip
-from siren.networks import store
 from siren.progress import track
 
 
@@ -34,23 +35,28 @@ class Listener:
             found += self._batch(clips[start : start + size])
         return found
 
-    @torch.inference_mode()
     def _batch(self, clips: Sequence[Clip]) -> list[list[Answer]]:
+        import torch
+
         network = self._load()
         rate, samples = network.sample_rate, network.num_samples
         wavs = [audio.resample(clip.wav, clip.sample_rate, rate) for clip in clips if clip.wav is not None]
         wav = torch.from_numpy(np.stack([fit(wav, samples) for wav in wavs]))
-        written = network.captions(wav.to(device()), [metadata(clip) for clip in clips], self.settings.beams)
+        written = network.captions(wav.to(network.device), [metadata(clip) for clip in clips], self.settings.beams)
         return [[Answer.of(text, ended)] for text, ended in written]
 
     def _load(self) -> Any:
         if self._loaded is None:
+            import torch
+
             from siren.networks import autocap
 
-            self._loaded = autocap.load(self.settings.model, device())
+            self._loaded = autocap.load(self.settings.model, "cuda" if torch.cuda.is_available() else "cpu")
         return self._loaded
 
     def provenance(self) -> dict[str, Any]:
+        from siren.networks import store
+
         sidecar = store.read_sidecar(self.settings.model)
         licence = sidecar["extra"].get("licence")
         return {"model": "autocap", "sha256": sidecar["sha256"], "licence": licence, "beams": self.settings.beams}
@@ -69,7 +75,3 @@ def fit(wav: np.ndarray, samples: int) -> np.ndarray:
     """
     whole = np.tile(wav, max(1, samples // len(wav)))[:samples]
     return np.pad(whole, (0, samples - len(whole)))
-
-
-def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -239,6 +239,10 @@ class AutoCap(nn.Module):
         return self
 
     @property
+    def device(self) -> torch.device:
+        return self.writer.queries.device
+
+    @property
     def num_samples(self) -> int:
         """How many samples at `sample_rate` are heard of a clip: the tower's window."""
         return round(self.arch.tower.max_seconds * self.sample_rate)
