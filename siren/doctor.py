@@ -36,6 +36,7 @@ FILES = {  # backend: what the file is, for who has to fetch it
     "imagebind": "imagebind_huge.pth of facebookresearch/ImageBind (non-commercial licence)",
     "transformers": "the folder of the model hub",
     "laion": "a checkpoint of laion_clap",
+    "autocap": "a checkpoint of snap-research/GenAU's AutoCap (non-commercial licence)",
     "descript": "weights_16khz.pth of descript-audio-codec (tag 0.0.5)",
 }
 SERVERS = {"MLflow": "MLFLOW_TRACKING_URI", "Prefect": "PREFECT_API_URL"}
@@ -139,7 +140,8 @@ def captioner(config: Config, root: Path) -> Iterator[Check]:
         named |= {"bart": autocap.bart} if autocap.weights is None else {}
         for name, given in named.items():
             if given is not None or name == "weights":
-                network = Network("transformers", given, {}, None if given else autocap.finetuning)
+                backend = "autocap" if name == "weights" else "transformers"
+                network = Network(backend, given, {}, None if given else autocap.finetuning)
                 yield from weights(f"autocap {name}", network, root, f"networks.autocap.{name}")
     used = {"describe": caption.describe if caption.captioner == "qwen2-audio" else None, "rewrite": caption.rewrite}
     for name, model in used.items():

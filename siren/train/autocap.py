@@ -5,6 +5,9 @@
 2. `listening`: BART is kept as it is; Q-Former and projections learn to give it what it can read.
 3. `finetuning`: BART moves, too. The tower and CLAP never do.
 
+Different from the authors' training: AdamW as everywhere here (betas 0.9, 0.95; weight decay on matrices alone) where
+theirs is Adam (0.9, 0.999); and the tower is that of the CLAP in the settings, where theirs had learned captioning.
+
 Fields of metadata are missing at random, so that the network does without what is not known. Everything random in a
 step comes from (seed, stage, step), so a resumed run needs no state of a generator.
 

@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from siren.config import AutoCap as Settings
 from siren.config import ConfigError, Training
 from siren.networks import autocap, store
 from siren.networks import clap as claps
 from siren.networks.autocap import published
-from siren.networks.autocap.model import AutoCap
+from siren.networks.autocap.architecture import architecture
+from siren.networks.autocap.model import AutoCap, bart
 from siren.networks.clap.names import to_laion
+from siren.networks.text import train
 from siren.stages import places
 from tests.networks.test_clap import CAPTIONS, clips, tiny
 
@@ -183,6 +186,26 @@ def test_a_tower_is_needed_and_sizes_have_to_fit(clap_folder: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             autocap.build(settings(clap_folder, architecture=SMALL | wrong), CAPTIONS, 16000)
+
+
+def test_a_published_language_model_is_where_it_starts(clap_folder: Path, tmp_path: Path) -> None:
+    """From a folder in transformers' layout, as a published BART is."""
+    tokenizer = train(CAPTIONS, 512)
+    (tmp_path / "words.json").write_text(tokenizer.data)
+    named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "words.json"), **named).save_pretrained(tmp_path)
+    sizes = SMALL | {"vocab_size": tokenizer.vocab_size}
+    theirs = bart(architecture(sizes), tokenizer)
+    theirs.save_pretrained(tmp_path)
+    chosen = settings(clap_folder, bart=str(tmp_path), language=None, architecture=sizes)
+    made = autocap.build(chosen, ["never", "read"], 16000)
+    own = made.writer.bart.state_dict()
+    assert all(torch.equal(own[name], tensor) for name, tensor in theirs.state_dict().items())
+    positions = theirs.model.encoder.embed_positions.weight
+    torch.testing.assert_close(made.writer.positions.weight, positions[: made.arch.positions])
+    assert made.tokenizer.ids("a dog") == tokenizer.ids("a dog")
+    with pytest.raises(ValueError, match=r"networks\.autocap\.bart"):
+        autocap.build(dataclasses.replace(chosen, architecture=sizes | {"width": 64}), CAPTIONS, 16000)
 
 
 def test_metadata_that_is_too_long_is_cut_and_still_ends(network: AutoCap) -> None:

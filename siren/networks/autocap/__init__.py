@@ -12,6 +12,7 @@ from siren.networks.autocap.architecture import Architecture, architecture
 from siren.networks.autocap.model import AutoCap, Metadata
 from siren.networks.autocap.published import load_published
 from siren.networks.clap.architecture import require_same
+from siren.networks.clap.names import check
 from siren.networks.text import Tokenizer, train
 
 KIND = "autocap"
@@ -105,9 +106,10 @@ def _clap(settings: Settings, sample_rate: int) -> claps.Clap | None:
 
 
 def _start_from(made: AutoCap, name: str) -> None:
-    """Take a published BART's weights (not run here: it needs a network or a copy)."""
+    """Take a published BART's weights; the published one itself has not been run here. ValueError for another size."""
     from transformers import BartForConditionalGeneration
 
-    found = BartForConditionalGeneration.from_pretrained(name, use_safetensors=True)
-    made.writer.bart.load_state_dict(found.state_dict())
+    state = BartForConditionalGeneration.from_pretrained(name, use_safetensors=True).state_dict()
+    check(state, made.writer.bart.state_dict(), f"the weights of {name} (networks.autocap.bart)")
+    made.writer.bart.load_state_dict(state)
     made.writer.start_from_language()
