@@ -34,6 +34,15 @@ def hold(path: Path, say: Callable[[str], None], poll_seconds: float = 2.0, ever
         yield
 
 
+@contextmanager
+def share(path: Path) -> Iterator[None]:
+    """Hold the lock at `path` beside others who share it, so that nobody can have it alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
 def _taken(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
