@@ -21,7 +21,7 @@ import traceback
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
@@ -121,6 +121,18 @@ def each(
     items = list(items)
     sizes = [len(item) if hasattr(item, "__len__") else 1 for item in items]
     return track(engine.map(make, items, network, most), label, sum(sizes), unit=unit, sizes=sizes)
+
+
+def threaded(work: Work, items: Iterable[Any], threads: int, ahead: int) -> Iterator[Any]:
+    """`work` of each item, in order, in threads of this process; about `ahead` items are begun before their turn."""
+    waiting: deque[Future[Any]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def pieces(
