@@ -16,7 +16,7 @@ WATCH = """
   buttons.forEach((button, i) => { button.dataset.number = i; });
   window.sounds = buttons.map((button) => button.closest(".clip").querySelector("audio"));
   sounds.forEach((sound) => { sound.loop = true; });  // a loaded machine must not let one end on its own
-  window.on = (i) => buttons[i].classList.contains("playing") && !sounds[i].paused;
+  window.on = (i) => buttons[i].classList.contains("playing") && !sounds[i].paused && sounds[i].currentTime > 0;
   window.heard = () => [...buttons.keys()].filter(on).join();
 """
 TITLES = "[...document.querySelector('.cells').children].map((c) => c.querySelector('figcaption').textContent)"
