@@ -39,6 +39,8 @@ def test_players_play_one_at_a_time_in_turn_and_blind(tmp_path: Path) -> None:
         browser.until("heard() === '0'")
         browser.evaluate("sounds[0].dispatchEvent(new Event('ended'))")
         browser.until("heard() === '1'")
+        browser.evaluate("buttons[0].click(); buttons[1].click()")  # faster than a sound begins
+        browser.until("heard() === '1'")
         browser.click("[data-blind]")
         assert browser.evaluate("getComputedStyle(document.querySelector('.verdict')).visibility") == "hidden"
         browser.click("[data-blind]")
