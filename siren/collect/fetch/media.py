@@ -6,7 +6,6 @@ cluster the threads are spread over its workers, which share the cache and the l
 by one machine. What came before a worker was killed is in the cache.
 """
 
-import hashlib
 import shutil
 import tarfile
 import unicodedata
@@ -22,6 +21,7 @@ from siren.collect.fetch import licences
 from siren.collect.fetch.download import Downloader, FetchError, Limits
 from siren.config import ConfigError, Download
 from siren.engine import LOCAL, Engine, each, threaded
+from siren.hashing import file_sha256
 from siren.progress import track
 
 Row = dict[str, Any]
@@ -211,8 +211,7 @@ def _row(item: Item | Row, source: str, folder: Path, downloader: Downloader, wa
 
 def place(source: Path, folder: Path) -> dict[str, str]:
     """Copy a file to where its content puts it. A copy and never a link: versioning makes its files read-only."""
-    with source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_sha256(source)
     suffix = source.suffix.lower() if source.suffix[1:].isalnum() and source.suffix.isascii() else ""
     path = folder / "audio" / f"{digest[:24]}{suffix[:8]}"
     if not path.exists():
