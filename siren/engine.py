@@ -119,8 +119,12 @@ def each(
 ) -> Iterator[Any]:
     """`engine.map` with progress: an item that has a length counts for so many."""
     items = list(items)
-    sizes = [len(item) if hasattr(item, "__len__") else 1 for item in items]
+    sizes = [_size(item) for item in items]
     return track(engine.map(make, items, network, most), label, sum(sizes), unit=unit, sizes=sizes)
+
+
+def _size(item: Any) -> int:
+    return len(item) if hasattr(item, "__len__") else 1
 
 
 def threaded(work: Work, items: Iterable[Any], threads: int, ahead: int) -> Iterator[Any]:
@@ -212,7 +216,7 @@ class _Task:
     item: Any
 
     def __len__(self) -> int:
-        return len(self.item) if hasattr(self.item, "__len__") else 1
+        return _size(self.item)
 
 
 class Tables:
@@ -227,6 +231,7 @@ class Tables:
 
 
 def noted(table: pa.Table, notes: Any) -> pa.Table:
+    """The table, which carries plain data about itself: see `notes`."""
     return table.replace_schema_metadata({"notes": json.dumps(notes)})
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -353,7 +354,7 @@ def best_of(count: int, config: Config) -> None:
         return {"seconds": seconds, **{m: [clip[m] for clip in clips] for m in curves.MEASURES}}
 
     folder = CLAIMS / f"best-of-{digest(inputs)}"
-    takes = [kept(folder / f"{candidate}.json", lambda c=candidate: take(c)) for candidate in range(count)]  # type: ignore[misc]
+    takes = [kept(folder / f"{candidate}.json", partial(take, candidate)) for candidate in range(count)]
     named = {**places.network_names(config), "scale": config.scale, "device": _machine(device)}
     places.write_report("best_of.json", curves.report(takes, config.evaluate.evaluate.bootstrap, config.seed) | named)
 
