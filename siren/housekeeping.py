@@ -110,7 +110,7 @@ def _pieces(root: Path) -> Found:
 
 def _arms(root: Path) -> Found:
     """What `siren claims` and `siren paper` keep, while neither is at work. A result is a JSON beside the weights."""
-    with locks.attempt(root / ".siren" / "locks" / "claims.lock") as free:
+    with locks.attempt(locks.place(root, "claims")) as free:
         folders = sorted(path for path in (root / ".siren" / "claims").glob("*") if path.is_dir()) if free else []
     return [(ARMS if any(folder.glob("*.json")) else BEGUN, folder) for folder in folders]
 
@@ -124,7 +124,7 @@ def _halves(root: Path) -> Found:
 
 def _idle_stage(root: Path, folder: Path, name: str) -> bool:
     """Whether nobody is at the stage that `folder` belongs to."""
-    with locks.attempt(root / ".siren" / "locks" / f"{name.replace('stage1-', 'stage1@')}.lock") as free:
+    with locks.attempt(locks.place(root, name.replace("stage1-", "stage1@"))) as free:
         return free and folder.is_dir()
 
 

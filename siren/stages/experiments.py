@@ -19,7 +19,7 @@ HEARD_BY_PEOPLE = 3  # one-event prompts of which each arm leaves clips, and a t
 @contextmanager
 def _at_work() -> Iterator[None]:
     """Several experiments may be; meanwhile `siren gc` offers nothing of theirs."""
-    with locks.share(Path(".siren/locks/claims.lock")):
+    with locks.share(locks.place(Path.cwd(), "claims")):
         yield
 
 

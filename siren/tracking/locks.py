@@ -8,6 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def place(root: Path, name: str) -> Path:
+    """Where the lock of the stage or experiment `name` lies in the project at `root`."""
+    return root / ".siren" / "locks" / f"{name}.lock"
+
+
 @contextmanager
 def attempt(path: Path) -> Iterator[bool]:
     """Whether this process now holds the lock at `path`, which goes with the block."""
