@@ -98,8 +98,13 @@ def _outs(text: str) -> list[dict[str, Any]]:
 def _checkpoints(root: Path) -> Found:
     """Trainings that never ended; one that is at work touches its folder, and holds its stage's lock besides."""
     folders = sorted((root / ".siren" / "checkpoints").glob("*/*"))
-    names = ("judge" if f.parent.name.startswith("judge-") else f.parent.name for f in folders)
-    return [(CHECKPOINTS, f) for f, n in zip(folders, names, strict=True) if _idle_stage(root, f, n)]
+    return [(CHECKPOINTS, folder) for folder in folders if _idle_stage(root, folder, _stage(folder.parent.name))]
+
+
+def _stage(name: str) -> str:
+    """The stage that keeps checkpoints under this name: of several networks, or of several transformers."""
+    stage, _, part = name.partition("-")
+    return f"{stage}@{part}" if stage == "stage1" else stage
 
 
 def _pieces(root: Path) -> Found:
@@ -124,7 +129,7 @@ def _halves(root: Path) -> Found:
 
 def _idle_stage(root: Path, folder: Path, name: str) -> bool:
     """Whether nobody is at the stage that `folder` belongs to."""
-    with locks.attempt(locks.place(root, name.replace("stage1-", "stage1@"))) as free:
+    with locks.attempt(locks.place(root, name)) as free:
         return free and folder.is_dir()
 
 

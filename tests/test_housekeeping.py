@@ -102,15 +102,16 @@ def test_what_any_ref_names_is_kept_and_nothing_is_offered_where_git_does_not_an
         housekeeping.keep(tmp_path)
 
 
-def test_records_go_once_mlflow_has_them_and_checkpoints_once_they_are_old(root: Path) -> None:  # noqa: F811
+@pytest.mark.parametrize("stage", ["judge", "autocap"])
+def test_records_go_once_mlflow_has_them_and_checkpoints_once_they_are_old(root: Path, stage: str) -> None:  # noqa: F811
     settings = config.load(builders.ROOT / "params.yaml")
     with tracking.stage("codec", settings) as run:
         pass
-    old, used = (root / ".siren" / "checkpoints" / name / "abc" for name in ("stage1-0", "judge-panns"))
+    old, used = (root / ".siren" / "checkpoints" / name / "abc" for name in ("stage1-0", f"{stage}-part"))
     for folder in (old, used):
         folder.mkdir(parents=True)
         (folder / "step-00000001.json").write_text("{}")
-    with locks.hold(root / ".siren" / "locks" / "judge.lock", print):
+    with locks.hold(root / ".siren" / "locks" / f"{stage}.lock", print):
         assert [path for _, path in housekeeping.collect(root, 0)] == [old]
     assert [path for _, path in housekeeping.collect(root, 0)] == [used, old]
     export.flush(root)
