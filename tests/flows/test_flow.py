@@ -19,7 +19,7 @@ from flows import stage as stages
 from flows import train as train_phase
 from flows.siren import siren
 from flows.stage import Policy, StageFailed
-from tests.flows import servers
+from tests.processes import eventually
 
 pytestmark = [
     pytest.mark.slow,  # it starts a server
@@ -132,7 +132,7 @@ def test_a_cancelled_run_takes_all_stages_at_work_with_it(project: Path, monkeyp
     (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": pipeline}))
 
     def interrupt() -> None:  # the signal is the main thread's
-        servers.eventually(lambda: len(list(project.glob("*-began"))) == 2, "both stages are at work", 60)
+        eventually(lambda: len(list(project.glob("*-began"))) == 2, "both stages are at work", 60)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()

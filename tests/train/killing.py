@@ -8,10 +8,10 @@ class Killed(Exception):
 
 
 def at(last: int) -> Log:
-    """A log that ends the training when it reports this step."""
+    """A log that ends the training when it reports this step, or one after it."""
 
     def log(step: int, metrics: dict[str, float]) -> None:
-        if step == last:
+        if step >= last:
             raise Killed
 
     return log
