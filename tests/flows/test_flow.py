@@ -127,6 +127,7 @@ def test_a_stage_that_fails_beside_another_costs_that_one_nothing(
 
 
 def test_a_cancelled_run_takes_all_stages_at_work_with_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "_cancelled", threading.Event())  # what it sets is not for the tests after it
     waiting = "touch {0}-began && while [ ! -e never ]; do sleep 0.05; done && touch {1}"
     pipeline = {"codec": {"cmd": waiting.format("codec", "b")}, "clap": {"cmd": waiting.format("clap", "c")}}
     (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": pipeline}))
