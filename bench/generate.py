@@ -18,9 +18,11 @@ operations at the dispatcher that are not views, at full depth (14+2 layers) and
 
 import argparse
 import statistics
-import time
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -36,6 +38,11 @@ from siren.model.codebooks import CodecTables
 from siren.model.siren import Siren
 from siren.model.transformer import ResidualTransformer
 from siren.randomness import uniforms
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # of a script, only its own folder is there
+
+from bench import musicgen
+from bench.timing import in_turns, ratios
 
 CODEBOOKS, TRANSFORMERS, TEXT, TEXT_WIDTH = 12, 6, 16, 768
 WHOLE = Sampling(temperature=1.0, top_k=None, top_p=None, guidance=None)
@@ -140,34 +147,19 @@ def embed(t: ResidualTransformer, k: int, code: Tensor) -> Tensor:
 
 
 class MusicGen:
-    """transformers' MusicGen decoder, 1.5 x as wide and as deep as comes nearest in parameters of blocks and heads."""
+    """transformers' MusicGen decoder, of as many parameters in blocks and heads."""
 
     def __init__(self, size: Size, parameters: int, device: str, dtype: torch.dtype):
-        from transformers import MusicgenDecoderConfig, MusicgenForCausalLM
-
-        width, vocabulary = size.dim * 3 // 2, size.codebook_size
-        layers = max(1, round((parameters - CODEBOOKS * vocabulary * width) / (16 * width * width)))
-        self.config = MusicgenDecoderConfig(
-            vocab_size=vocabulary,
-            num_codebooks=CODEBOOKS,
-            hidden_size=width,
-            ffn_dim=4 * width,
-            num_hidden_layers=layers,
-            num_attention_heads=max(1, width // 64),
-            max_position_embeddings=2048,
-            dropout=0.0,
-            pad_token_id=vocabulary,
-            bos_token_id=vocabulary,
-            attn_implementation="sdpa",
-        )
-        self.decoder = MusicgenForCausalLM(self.config).eval().to(device, dtype)
-        self.width, self.layers = width, layers
+        self.width, vocabulary = musicgen.width(size.dim), size.codebook_size
+        blocks = parameters - CODEBOOKS * vocabulary * self.width
+        made = musicgen.decoder(size.dim, CODEBOOKS, vocabulary, blocks, max_position_embeddings=2048)
+        self.decoder, self.start = made.eval().to(device, dtype), vocabulary
 
     def generate(self, states: Tensor, mask: Tensor, num_frames: int) -> Tensor:
         """Codes [B, K, T]; `states` stand for those of the text, projected."""
         from transformers import DynamicCache, EncoderDecoderCache
 
-        batch, start = states.shape[0], self.config.bos_token_id
+        batch, start = states.shape[0], self.start
         return self.decoder.generate(
             torch.full((batch * CODEBOOKS, 1), start, device=states.device),
             encoder_hidden_states=states,
@@ -247,45 +239,32 @@ def measure(
     peer = MusicGen(size, parameters, device, dtype)
     told, heard = texts(batch, device=device), texts(batch, peer.width, device)
 
-    def clock() -> float:
-        if cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter() if cuda else time.process_time()
-
-    def timed(call: Callable[[], object]) -> float:
-        begin = clock()
-        call()
-        return clock() - begin
-
     def ours(sampler: Plain | Stacked) -> None:
         for _ in frames(sampler, *told, range(batch), num_frames, WHOLE):
             pass
 
-    calls: dict[str, Callable[[], object]] = {row: lambda s=sampler: ours(s) for row, sampler in rows.items()}  # type: ignore[misc]
+    calls: dict[str, Callable[[], object]] = {row: partial(ours, sampler) for row, sampler in rows.items()}
     calls["musicgen"] = lambda: peer.generate(heard[0].to(dtype), heard[1], num_frames)
     assert peer.generate(heard[0].to(dtype), heard[1], 16).shape == (batch, CODEBOOKS, 16)
-    seconds = {row: [timed(call)][:0] for row, call in calls.items()}  # the first time of each warms up
-    for _ in range(rounds):
-        for row, call in calls.items():
-            seconds[row].append(timed(call))
+    times = dict(zip(calls, in_turns(list(calls.values()), rounds, device), strict=True))
     print(
         f"{name}, batch {batch}, {num_frames} frames, {rounds} rounds; {parameters / 1e6:.1f} M parameters in blocks "
-        f"and heads, MusicGen {peer.width} wide, {peer.layers} layers",
+        f"and heads, MusicGen {peer.width} wide, {peer.decoder.config.num_hidden_layers} layers",
         flush=True,
     )
     steps = 1 + (CODEBOOKS - 1) / num_frames
     assert isinstance(rows["stacked"], Stacked)
     volume = read(rows["stacked"], batch, num_frames)
-    for row, own in seconds.items():
+    for row, own in times.items():
         rate = batch * num_frames / statistics.median(own)
-        against = "".join(f"   {ratio(seconds[peer], own)} x {peer}" for peer in ("naive", "plain", "musicgen"))
-        level = ratio([s / steps for s in seconds["musicgen"]], own) if row != "musicgen" else ""
+        against = "".join(f"   {ratios(times[peer], own)} x {peer}" for peer in ("naive", "plain", "musicgen"))
+        level = ratios([s / steps for s in times["musicgen"]], own) if row != "musicgen" else ""
         print(f"  {row:9}{rate:9.1f} frames/s{against}   {level}{' per step' if level else ''}", flush=True)
         if row in ("stacked", "compiled"):
             speed = volume * rate / batch
             share = f", {speed / BANDWIDTH:.0%} of the bound of an H200" if cuda else ""
             print(f"{'':12}reads {volume / 2**20:,.0f} MiB a frame: {speed / 1e9:,.1f} GB/s{share}", flush=True)
-    return seconds
+    return times
 
 
 def read(stacked: Stacked, batch: int, num_frames: int) -> int:
@@ -294,11 +273,6 @@ def read(stacked: Stacked, batch: int, num_frames: int) -> int:
     temporal = sum(held[i].nbytes for held, i in stacked.temporal.tensors())
     caches = stacked.memory(batch, num_frames, TEXT)["caches"] // 2
     return temporal + stacked.N * decoder + stacked.classifier.nbytes + caches
-
-
-def ratio(base: list[float], own: list[float]) -> str:
-    quotients = sorted(b / o for b, o in zip(base, own, strict=True))
-    return f"{quotients[0]:.2f} / {statistics.median(quotients):.2f} / {quotients[-1]:.2f}"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -27,6 +27,7 @@ from typing import Any
 import psutil
 
 from tests.flows import servers
+from tests.processes import eventually, free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,7 +62,7 @@ def flow(folder: Path) -> tuple[float, float, dict[str, Any]]:
     told = environment(
         folder,
         PREFECT_HOME=str(folder.with_suffix(".prefect")),
-        PREFECT_API_URL=f"http://127.0.0.1:{servers.free_port()}/api",
+        PREFECT_API_URL=f"http://127.0.0.1:{free_port()}/api",
         PREFECT_SERVER_ANALYTICS_ENABLED="false",
         DO_NOT_TRACK="1",
     )
@@ -84,7 +85,7 @@ def flow(folder: Path) -> tuple[float, float, dict[str, Any]]:
         prefect("work-pool", "create", "local", "--type", "process")
         prefect("--no-prompt", "deploy", "--name", "full")
         begin("worker", "start", "--pool", "local", "--limit", "1")
-        servers.eventually(lambda: bool(servers.api(told, "/work_pools/local/workers/filter", {})), "a worker")
+        eventually(lambda: bool(servers.api(told, "/work_pools/local/workers/filter", {})), "a worker")
         asked = servers.api(told, "/deployments/name/siren/full")
         began = time.time()
         made = servers.api(told, f"/deployments/{asked['id']}/create_flow_run", {"state": {"type": "SCHEDULED"}})

@@ -16,9 +16,12 @@ is the ratio to `plain` round by round (min / median / max), which a busy machin
 import argparse
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +35,11 @@ from siren.model.published import PublishedConfig, published_config, published_s
 from siren.model.transformer import ResidualTransformer
 from siren.train.loop import adamw
 from siren.train.stage1 import Objective
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # of a script, only its own folder is there
+
+from bench import musicgen
+from bench.timing import in_turns, ratios
 
 TOLERANCE = 1e-5
 CODEBOOKS, TEXT, TEXT_WIDTH, INDEX = 12, 16, 768, 3
@@ -126,17 +134,15 @@ def measure(name: str, size: Size, rounds: int, compiled: bool, device: str, pea
         for row in [again for eager in rows if (again := _compiled(eager, device))]:
             rows.append(row)
             flops[row.name] = flops[row.name.split(",")[0]]
-    times = time_in_turns([lambda row=row: row.step(device) for row in rows], rounds, device)  # type: ignore[misc]
+    times = in_turns([partial(row.step, device) for row in rows], rounds, device)
     base = times[[row.name for row in rows].index(BASELINE)]
     print(f"\n{name}: {size}; largest difference of ours and plain {difference:.1e}")
     for row, own in zip(rows, times, strict=True):
-        ratios = sorted(b / t for b, t in zip(base, own, strict=True))
-        spread = f"{ratios[0]:.2f} / {statistics.median(ratios):.2f} / {ratios[-1]:.2f}"
         middle, parameters = statistics.median(own), sum(p.numel() for p in row.module.parameters() if p.requires_grad)
         line = f"{row.name:20} {parameters / 1e6:7.1f} M {flops[row.name] / 1e9:8.1f} GFLOP {1e3 * middle:8.1f} ms"
         rate = flops[row.name] / middle
         share = f"  {rate / 1e12:.1f} TFLOP/s, MFU {rate / peak:.1%}" if peak else ""
-        print(f"{line}   {spread} x plain{share}", flush=True)
+        print(f"{line}   {ratios(base, own)} x plain{share}", flush=True)
 
 
 def build(size: Size, device: str = "cpu") -> tuple[list[Row], float]:
@@ -212,55 +218,22 @@ def count(row: Row, device: str) -> int:
     return counter.get_total_flops()
 
 
-def time_in_turns(steps: list[Callable[[], None]], rounds: int, device: str) -> list[list[float]]:
-    """Seconds of each step in each round, after one round that is not counted."""
-    times: list[list[float]] = [[] for _ in steps]
-    for turn in range(rounds + 1):
-        for own, step in zip(times, steps, strict=True):
-            if device == "cuda":
-                torch.cuda.synchronize()
-            clock = time.process_time if device == "cpu" else time.perf_counter
-            began = clock()
-            step()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if turn:
-                own.append(clock() - began)
-    return times
-
-
 def matrix_peak(side: int = 8192, repeats: int = 20) -> float:
     """FLOP/s of square bf16 matrix products on this GPU: what MFU is a share of."""
     a, b = (torch.randn(side, side, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    [seconds] = time_in_turns([lambda: torch.mm(a, b) and None], repeats, "cuda")
+    [seconds] = in_turns([lambda: torch.mm(a, b)], repeats, "cuda")
     return 2 * side**3 / statistics.median(seconds)
 
 
 class MusicGen(nn.Module):
-    """MusicGen over the owned codebooks, 1.5 x as wide as ours and as deep as comes nearest in parameters."""
+    """MusicGen over the owned codebooks, of as many parameters."""
 
     def __init__(self, dim: int, codebooks: int, parameters: int):
         super().__init__()
-        from transformers import MusicgenDecoderConfig, MusicgenForCausalLM
-
-        width, vocabulary = dim * 3 // 2, 1024
-        fixed = width * (TEXT_WIDTH + codebooks * (2 * vocabulary + 1))
-        layers = max(1, round((parameters - fixed) / (16 * width * width)))
-        config = MusicgenDecoderConfig(
-            vocab_size=vocabulary,
-            num_codebooks=codebooks,
-            hidden_size=width,
-            ffn_dim=4 * width,
-            num_hidden_layers=layers,
-            num_attention_heads=max(1, width // 64),
-            dropout=0.0,
-            pad_token_id=vocabulary,
-            bos_token_id=vocabulary,
-            use_cache=False,
-            attn_implementation="sdpa",
-        )
+        width, vocabulary = musicgen.width(dim), 1024
+        blocks = parameters - width * (TEXT_WIDTH + codebooks * (2 * vocabulary + 1))
         self.text = nn.Linear(TEXT_WIDTH, width)  # as MusicGen does where text and decoder differ in width
-        self.decoder = MusicgenForCausalLM(config).train()
+        self.decoder = musicgen.decoder(dim, codebooks, vocabulary, blocks, use_cache=False).train()
 
     def forward(self, targets: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         """Loss of the targets [B, N, T]."""

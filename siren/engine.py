@@ -21,7 +21,7 @@ import traceback
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
@@ -119,8 +119,24 @@ def each(
 ) -> Iterator[Any]:
     """`engine.map` with progress: an item that has a length counts for so many."""
     items = list(items)
-    sizes = [len(item) if hasattr(item, "__len__") else 1 for item in items]
+    sizes = [_size(item) for item in items]
     return track(engine.map(make, items, network, most), label, sum(sizes), unit=unit, sizes=sizes)
+
+
+def _size(item: Any) -> int:
+    return len(item) if hasattr(item, "__len__") else 1
+
+
+def threaded(work: Work, items: Iterable[Any], threads: int, ahead: int) -> Iterator[Any]:
+    """`work` of each item, in order, in threads of this process; about `ahead` items are begun before their turn."""
+    waiting: deque[Future[Any]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def pieces(
@@ -200,7 +216,7 @@ class _Task:
     item: Any
 
     def __len__(self) -> int:
-        return len(self.item) if hasattr(self.item, "__len__") else 1
+        return _size(self.item)
 
 
 class Tables:
@@ -215,6 +231,7 @@ class Tables:
 
 
 def noted(table: pa.Table, notes: Any) -> pa.Table:
+    """The table, which carries plain data about itself: see `notes`."""
     return table.replace_schema_metadata({"notes": json.dumps(notes)})
 
 

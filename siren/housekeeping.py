@@ -20,13 +20,16 @@ from siren.atomic import leftovers
 from siren.tracking import lineage, locks, origin, records, store
 
 CACHE = Path(".dvc/cache/files/md5")
-KINDS = CACHED, CHECKPOINTS, PIECES, HALVES, RECORDS = (
+KINDS = CACHED, CHECKPOINTS, PIECES, HALVES, RECORDS, ARMS, BEGUN = (
     "cached data",
     "checkpoints",
     "unfinished pieces",
     "half-written files",
     "records in MLflow",
+    "finished arms of claims",
+    "unfinished arms of claims",
 )
+ON_REQUEST = (ARMS, BEGUN)  # `siren claims` and `siren paper` would train them again, for hours
 WRITTEN = (".siren", "data", "models", "outputs", "reports")  # where half-written files may lie
 Found = list[tuple[str, Path]]  # what, and a file or folder
 
@@ -39,7 +42,7 @@ def collect(root: Path, days: float) -> Found:
     before = time.time() - days * 86400
     _idle(root)
     cached = [(CACHED, path) for path in unneeded(root / CACHE, keep(root))]
-    found = [*cached, *_checkpoints(root), *_pieces(root), *_halves(root), *_records(root)]
+    found = [*cached, *_checkpoints(root), *_pieces(root), *_halves(root), *_records(root), *_arms(root)]
     return [(what, path) for what, path in found if _touched(path) < before]
 
 
@@ -95,14 +98,26 @@ def _outs(text: str) -> list[dict[str, Any]]:
 def _checkpoints(root: Path) -> Found:
     """Trainings that never ended; one that is at work touches its folder, and holds its stage's lock besides."""
     folders = sorted((root / ".siren" / "checkpoints").glob("*/*"))
-    names = ("judge" if f.parent.name.startswith("judge-") else f.parent.name for f in folders)
-    return [(CHECKPOINTS, f) for f, n in zip(folders, names, strict=True) if _idle_stage(root, f, n)]
+    return [(CHECKPOINTS, folder) for folder in folders if _idle_stage(root, folder, _stage(folder.parent.name))]
+
+
+def _stage(name: str) -> str:
+    """The stage that keeps checkpoints under this name: of several networks, or of several transformers."""
+    stage, _, part = name.partition("-")
+    return f"{stage}@{part}" if stage == "stage1" else stage
 
 
 def _pieces(root: Path) -> Found:
     """What data stages that never ended had finished."""
     folders = sorted((root / ".siren" / "pieces").glob("*/*"))
     return [(PIECES, folder) for folder in folders if _idle_stage(root, folder, folder.parent.name)]
+
+
+def _arms(root: Path) -> Found:
+    """What `siren claims` and `siren paper` keep, while neither is at work. A result is a JSON beside the weights."""
+    with locks.attempt(locks.place(root, "claims")) as free:
+        folders = sorted(path for path in (root / ".siren" / "claims").glob("*") if path.is_dir()) if free else []
+    return [(ARMS if any(folder.glob("*.json")) else BEGUN, folder) for folder in folders]
 
 
 def _halves(root: Path) -> Found:
@@ -114,7 +129,7 @@ def _halves(root: Path) -> Found:
 
 def _idle_stage(root: Path, folder: Path, name: str) -> bool:
     """Whether nobody is at the stage that `folder` belongs to."""
-    with locks.attempt(root / ".siren" / "locks" / f"{name.replace('stage1-', 'stage1@')}.lock") as free:
+    with locks.attempt(locks.place(root, name)) as free:
         return free and folder.is_dir()
 
 

@@ -82,7 +82,7 @@ class Browser:
     def click(self, selector: str) -> None:
         """A tap on the middle of an element, which has to be what lies there."""
         script = f"""(() => {{ const e = document.querySelector({json.dumps(selector)});
-            e.scrollIntoView({{block: "center"}}); const r = e.getBoundingClientRect();
+            e.scrollIntoView({{block: "center", behavior: "instant"}}); const r = e.getBoundingClientRect();
             const x = r.x + r.width / 2, y = r.y + r.height / 2, top = document.elementFromPoint(x, y);
             return [x, y, e.contains(top) || (e.parentElement && e.parentElement.contains(top))]; }})()"""
         x, y, hit = self.evaluate(script)

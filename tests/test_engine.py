@@ -16,6 +16,7 @@ import pytest
 from siren import engine
 from siren.config import ConfigError
 from siren.stages import places
+from tests.processes import eventually
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -97,18 +98,11 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen([sys.executable, tmp_path / "main.py"], env=environment, stderr=subprocess.DEVNULL)
-    wait_for(lambda: len({pid for _, pid in begun(tmp_path / "log")}) == 2)
+    eventually(lambda: len({pid for _, pid in begun(tmp_path / "log")}) == 2)
     process.kill()
     process.wait()
     workers = {pid for _, pid in begun(tmp_path / "log")}
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
 
 
 def test_finished_shards_are_not_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

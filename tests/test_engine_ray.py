@@ -31,6 +31,7 @@ from siren.collect.sources import collect
 from siren.collect.sources import folder as folders
 from siren.encode import tokenize as tokens
 from siren.stages import pipeline
+from tests import corpus
 from tests.collect.server import serving, status
 from tests.collect.test_remote import wav
 from tests.test_engine import Squares, begun, broken, squares
@@ -236,20 +237,15 @@ class Turn(Meter):
         return self.limits.turn("host", 10.0)
 
 
-def corpus(scale: str) -> settings.Config:
-    """The committed settings with a small corpus, which is not one piece for any stage."""
-    found = settings.load(ROOT / "params.yaml")
-    options = {"train": 24, "val": 4, "test_one": 12, "test_two": 4, "broken": 3, "seconds": 1.6}
-    fetch = dataclasses.replace(found.collect.fetch, sources=(settings.Source("scenes", options),))
-    select = dataclasses.replace(found.filter.select, min_score=-1.0, min_crop_score=-1.0, rl_prompts=8, val_pairs=4)
+def small() -> settings.Config:
+    """The small corpus, which is not one piece for any stage, and a training of it."""
+    found = corpus.configured(min_score=-1.0, min_crop_score=-1.0)
     tokenize = settings.Tokenize(batch_size=4, shard_rows=8)
     step = dataclasses.replace(found.train.stage1.training, steps=60, batch_size=4, warmup_steps=1, checkpoint_every=10)
     stage1 = dataclasses.replace(found.train.stage1, training=dataclasses.replace(step, log_every=10))
     return dataclasses.replace(
         found,
-        scale=scale,
-        collect=dataclasses.replace(found.collect, fetch=fetch),
-        filter=dataclasses.replace(found.filter, select=select),
+        scale="test",
         encode=dataclasses.replace(found.encode, tokenize=tokenize),
         train=dataclasses.replace(found.train, stage1=stage1),
     )
@@ -260,15 +256,7 @@ def run_data_stages(config: settings.Config, folder: Path, monkeypatch: pytest.M
     for name in ("codec", "clap"):
         shutil.copytree(ROOT / "weights" / name, folder / "models" / name)
     monkeypatch.chdir(folder)
-    for stage in (
-        pipeline.fetch,
-        pipeline.segment,
-        pipeline.caption,
-        pipeline.score,
-        pipeline.select,
-        pipeline.tokenize,
-    ):
-        stage(config)
+    corpus.run(config, "validate")
     files = sorted(path for path in (folder / "data").rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
@@ -279,7 +267,7 @@ def test_data_and_a_training_are_the_same_on_ray_and_in_process(
     monkeypatch.setattr(segment, "PIECE_CLIPS", 12)
     monkeypatch.setattr(segment, "SHARD_BYTES", 10 * 2 * 25600)  # ten segments in a shard
     monkeypatch.setattr(tokens, "PIECE_ROWS", 8)
-    found, config = {}, corpus("test")
+    found, config = {}, small()
     for name in ("local", "ray"):
         monkeypatch.setenv("SIREN_ENGINE", name)
         monkeypatch.setenv("SIREN_WORKERS", "1" if name == "local" else "2")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from siren import config, housekeeping, tracking
+from siren.cli import project
 from siren.tracking import export, locks, origin, store
 from tests.tracking import builders
 from tests.tracking.conftest import database, root  # noqa: F401
@@ -101,15 +102,16 @@ def test_what_any_ref_names_is_kept_and_nothing_is_offered_where_git_does_not_an
         housekeeping.keep(tmp_path)
 
 
-def test_records_go_once_mlflow_has_them_and_checkpoints_once_they_are_old(root: Path) -> None:  # noqa: F811
+@pytest.mark.parametrize("stage", ["judge", "autocap"])
+def test_records_go_once_mlflow_has_them_and_checkpoints_once_they_are_old(root: Path, stage: str) -> None:  # noqa: F811
     settings = config.load(builders.ROOT / "params.yaml")
     with tracking.stage("codec", settings) as run:
         pass
-    old, used = (root / ".siren" / "checkpoints" / name / "abc" for name in ("stage1-0", "judge-panns"))
+    old, used = (root / ".siren" / "checkpoints" / name / "abc" for name in ("stage1-0", f"{stage}-part"))
     for folder in (old, used):
         folder.mkdir(parents=True)
         (folder / "step-00000001.json").write_text("{}")
-    with locks.hold(root / ".siren" / "locks" / "judge.lock", print):
+    with locks.hold(root / ".siren" / "locks" / f"{stage}.lock", print):
         assert [path for _, path in housekeeping.collect(root, 0)] == [old]
     assert [path for _, path in housekeeping.collect(root, 0)] == [used, old]
     export.flush(root)
@@ -131,6 +133,31 @@ def test_pieces_of_stages_that_never_ended_go_once_they_are_old(root: Path) -> N
     assert (housekeeping.PIECES, [left, used], 10) in housekeeping.totals(found)
     housekeeping.remove(root, found)
     assert not any(path.exists() for path in (left, used))
+
+
+def test_arms_of_claims_are_shown_and_go_only_where_they_are_asked_for(
+    root: Path,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = root / ".siren" / "claims"
+    names = {"siren-0-abc/result-def.json", "siren-1-abc/checkpoints/0/abc/step-1.json", "best-of-abc/0.json"}
+    for name in names:
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("12345")
+    begun, *finished = (folder / name for name in ("siren-1-abc", "best-of-abc", "siren-0-abc"))
+    rows = housekeeping.totals(housekeeping.collect(root, 0))
+    assert rows[-3:-1] == [(housekeeping.ARMS, finished, 10), (housekeeping.BEGUN, [begun], 5)]
+    assert housekeeping.collect(root, 1) == []
+    with locks.share(root / ".siren" / "locks" / "claims.lock"):
+        assert housekeeping.collect(root, 0) == []  # they are worked on
+    project.gc(days=0, delete=True)
+    assert all((folder / name).is_file() for name in names)
+    said = capsys.readouterr().out
+    assert said.count("(only with --claims)") == 2
+    assert said.endswith("0.0 MB freed\n")
+    project.gc(days=0, delete=True, claims=True)
+    assert "--claims" not in capsys.readouterr().out
+    assert not list(folder.iterdir())
 
 
 def test_what_killed_writers_left_goes_once_it_is_old(root: Path) -> None:  # noqa: F811

@@ -69,15 +69,22 @@ def gc(
     delete: Annotated[
         bool, typer.Option("--delete/--dry-run", help="By default sizes are shown, nothing is deleted.")
     ] = False,
+    claims: Annotated[
+        bool, typer.Option("--claims", help="Also what `siren claims` and `siren paper` keep, and would train again.")
+    ] = False,
 ) -> None:
-    """What can go: cached data of no model, branch or tag; records, checkpoints and halves that are done with."""
+    """What can go: cached data of no model, branch or tag; records, checkpoints, halves and arms that are done with."""
     from siren import housekeeping
 
     found = housekeeping.collect(Path.cwd(), days)
-    rows = [[what, str(len(paths)), megabytes(count)] for what, paths, count in housekeeping.totals(found)]
+    taken = [(what, path) for what, path in found if claims or what not in housekeeping.ON_REQUEST]
+    rows = []
+    for what, paths, count in (*housekeeping.totals(found)[:-1], housekeeping.totals(taken)[-1]):
+        left = "" if claims or what not in housekeeping.ON_REQUEST else " (only with --claims)"
+        rows.append([what + left, str(len(paths)), megabytes(count)])
     print_table(["what", "files", "size"], rows)
     if delete:
-        print(f"{megabytes(housekeeping.remove(Path.cwd(), found))} freed")
+        print(f"{megabytes(housekeeping.remove(Path.cwd(), taken))} freed")
     else:
         print("nothing was deleted; `siren gc --delete` does")
 

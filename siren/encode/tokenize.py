@@ -10,7 +10,7 @@ come in another order. A piece is a number of whole batches, so batches are thos
 whatever does the work: rounding may depend on who shares a batch. Memory does not grow with the sound: what stays is
 the splits themselves, the ids of the segments and the places.
 
-Shapes: B batch · K codebooks · T frames · S samples · L text length · D text width.
+Shapes: B batch · K codebooks · T frames · S samples · L text length · P text width.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,7 +38,7 @@ SCHEMA = pa.schema(
         ("relation", pa.string()),
         ("codes", pa.binary()),  # uint16 [K, T], C order
         ("num_frames", pa.int32()),  # frames of the true length, without padding
-        ("text", pa.binary()),  # float16 [L, D], valid tokens only
+        ("text", pa.binary()),  # float16 [L, P], valid tokens only
         ("text_length", pa.int32()),
         ("crop_offsets", pa.list_(pa.int32())),  # frames
     ]
@@ -215,7 +215,7 @@ def encode_batch(codec: "Codec", pcm: np.ndarray, device: str = "cpu") -> np.nda
 
 
 def text_batch(clap: "Clap", captions: Sequence[str]) -> list[np.ndarray]:
-    """Text states of each caption, float16 [L, D], valid tokens only. Raises ValueError where float16 is too small."""
+    """Text states of each caption, float16 [L, P], valid tokens only. Raises ValueError where float16 is too small."""
     import torch
 
     with torch.inference_mode():

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from siren.config import Model
 from siren.evaluate import analyze, claims, figures
 from siren.evaluate.claims import World
 from siren.evaluate.records import read_curve
@@ -143,10 +144,16 @@ def task_vectors(
 
 
 def _task_vectors(world: World, place: Path) -> dict[str, Any]:
-    """Trains the transformers from one initialisation, or reads them from `place`."""
+    """Those of the arm `siren`, or what an earlier run found in `place`."""
     model, _, recipe = claims.prepare("siren", SEED, world, place)
     recipe |= {"start": item_seed(SEED, "task vectors")}
-    folder, steps = place / f"task-vectors-{digest(recipe)}", world.stage1.training.steps
+    folder = place / f"task-vectors-{digest(recipe)}"
+    return claims.kept(folder / "result.json", lambda: _compared(model, world, folder, recipe))
+
+
+def _compared(model: Model, world: World, folder: Path, recipe: dict[str, Any]) -> dict[str, Any]:
+    """Trains the transformers from one initialisation, or reads them from `folder`."""
+    steps = world.stage1.training.steps
     ends, early = [], []
     for k in model.transformers:
         kept = folder / "early" / str(k)

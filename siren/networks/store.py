@@ -70,6 +70,14 @@ def read_sidecar(folder: str | Path) -> dict[str, Any]:
     return sidecar
 
 
+def is_ours(folder: str | Path, kind: str) -> bool:
+    """Whether `folder` holds a network of this `kind` in our format; the hub's has a config.json too, another one."""
+    try:
+        return bool(read_sidecar(folder)["kind"] == kind)
+    except ValueError:
+        return False
+
+
 def origin(weights: str | Path, licence: str) -> dict[str, str]:
     """Where published weights are from, for the sidecar: their name, their licence, and of a file the SHA-256."""
     path = Path(weights)

@@ -80,12 +80,9 @@ def build_reward(config: Config, codec: Any, model: Any, prompts: Any, device: s
 
         assert config.align.t5 is not None  # config.Align holds it
         assert judge is not None
-        real, size = (
-            torch.from_numpy(reading.recordings(list(prompts.ids))).to(device),
-            config.evaluate.evaluate.batch_size,
-        )
+        real = torch.from_numpy(reading.recordings(list(prompts.ids))).to(device)
         with torch.no_grad():
-            heard = torch.cat([judge.embed_audio(part) for part in real.split(size)])
+            heard = torch.cat([judge.embed_audio(part) for part in real.split(config.evaluate.evaluate.batch_size)])
         return T5Alignment(config.align.t5, judge).to(device).fit(heard, list(prompts.captions))
 
     made: dict[str, Callable[[], Any]] = {

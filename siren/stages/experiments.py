@@ -1,7 +1,9 @@
 """Experiments that are no stages: the paper's claims, and its report. Nothing depends on them."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,19 @@ from siren.config import Config, to_dict
 from siren.stages import places, reading
 from siren.stages.align import build_reward
 from siren.stages.places import CLAIMS, EARS, MODELS, REPORTS, SAMPLES, TOKENS
+from siren.tracking import locks
 
 HEARD_BY_PEOPLE = 3  # one-event prompts of which each arm leaves clips, and a third as many of two events
 
 
+@contextmanager
+def _at_work() -> Iterator[None]:
+    """Several experiments may be; meanwhile `siren gc` offers nothing of theirs."""
+    with locks.share(locks.place(Path.cwd(), "claims")):
+        yield
+
+
+@_at_work()
 def claims(seeds: Sequence[int], config: Config, steps: int | None = None, only: Sequence[str] = ()) -> None:
     """The paper's claims about its arms: trains and judges each arm at each seed; reports/claims.json and claims.md.
 
@@ -63,6 +74,7 @@ def _arms(config: Config, steps: int | None) -> tuple[Any, dict[str, Any]]:
     return world, about
 
 
+@_at_work()
 def alignment_claims(seeds: Sequence[int], config: Config, steps: int | None = None, only: Sequence[str] = ()) -> None:
     """The paper's claims about alignment: aligns and judges each arm at each seed; reports/alignment.json and .md.
 
@@ -305,6 +317,7 @@ def _kept_clips(record: Any) -> tuple[list[Any], dict[str, dict[str, Any]]]:
     return list(prompts.values()), sounds
 
 
+@_at_work()
 def best_of(count: int, config: Config) -> None:
     """What the aligned model gains by making up to `count` clips and keeping CLAP's choice, and its cost: for `paper`.
 
@@ -341,7 +354,7 @@ def best_of(count: int, config: Config) -> None:
         return {"seconds": seconds, **{m: [clip[m] for clip in clips] for m in curves.MEASURES}}
 
     folder = CLAIMS / f"best-of-{digest(inputs)}"
-    takes = [kept(folder / f"{candidate}.json", lambda c=candidate: take(c)) for candidate in range(count)]  # type: ignore[misc]
+    takes = [kept(folder / f"{candidate}.json", partial(take, candidate)) for candidate in range(count)]
     named = {**places.network_names(config), "scale": config.scale, "device": _machine(device)}
     places.write_report("best_of.json", curves.report(takes, config.evaluate.evaluate.bootstrap, config.seed) | named)
 
@@ -355,6 +368,7 @@ def _machine(device: str) -> str:
     return f"CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
 
 
+@_at_work()
 def inside(steps: int | None, config: Config) -> None:
     """Gradients, losses and task vectors of trained arms: reports/inside.json. For `paper`; see `evaluate.inside`."""
     from siren.evaluate import inside as look

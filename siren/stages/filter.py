@@ -47,10 +47,8 @@ def score(config: Config) -> None:
 
     with tracking.stage("score", config, sections=("audio", "filter.score")) as run:
         columns = ["id", "num_samples", "split", "pcm"]
-        made_with, settings = (
-            [CAPTIONS / "captions.parquet", *places.saved("clap")],
-            [config.audio, config.filter.score],
-        )
+        made_with = [CAPTIONS / "captions.parquet", *places.saved("clap")]
+        settings = [config.audio, config.filter.score]
         table, notes = _by_shard("score", partial(_scoring, config), columns, made_with, settings, network=True)
         shards.write_table(SCORES / "scores.parquet", table)
         quarantine = [row for (rows,) in notes for row in rows]
@@ -130,10 +128,8 @@ def _by_shard(
     """
     from siren import engine, shards
 
-    work, rows = (
-        places.pieces(name, [*places.segments(), *made_with], *settings),
-        shards.whole(SEGMENTS, "segments", SHARDS_AT_ONCE),
-    )
+    work = places.pieces(name, [*places.segments(), *made_with], *settings)
+    rows = shards.whole(SEGMENTS, "segments", SHARDS_AT_ONCE)
     tables = partial(engine.Tables, make, columns)
     paths = engine.pieces(where or engine.chosen(), tables, rows, work, name, "segment", network)
     return shards.joined([shards.read_table(path) for path in paths]), [engine.notes(path) for path in paths]

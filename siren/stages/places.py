@@ -28,13 +28,14 @@ REPORTS = Path("reports")
 NETWORKS = ("codec", "clap", "imagebind", "judge")  # each a folder of models/ and a file of reports/networks/
 EARS = {"cnn14": "panns", "vggish": "vggish"}  # the evaluation's judges, by their folders in models/judge
 CLAIMS = Path(".siren/claims")  # what the experiments of the paper have finished
-CHECKPOINTS = Path(".siren/checkpoints")  # outside every output, so that DVC leaves them to a stage it repeats
-PIECES = Path(".siren/pieces")  # likewise
+# Outside every output, so that DVC leaves them to a stage that it repeats.
+CHECKPOINTS = Path(".siren/checkpoints")
+PIECES = Path(".siren/pieces")
+HASHES = Path(".siren/hashes.json")
+DOWNLOADS = Path(".siren/downloads")  # may be a link to a larger disk
 CODE = Path(__file__).resolve().parents[2]  # the folder that siren/ is in
 EXAMPLES = 8  # captions of a captioner that are kept with their sounds
 SHARDS_AT_ONCE = 2  # of segments, 256 MB of sound: what one worker captions or scores between two reports
-HASHES = Path(".siren/hashes.json")
-DOWNLOADS = Path(".siren/downloads")  # likewise; may be a link to a larger disk
 
 
 def aligned_folders(config: Config) -> list[Path]:

@@ -8,6 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def place(root: Path, name: str) -> Path:
+    """Where the lock of the stage or experiment `name` lies in the project at `root`."""
+    return root / ".siren" / "locks" / f"{name}.lock"
+
+
 @contextmanager
 def attempt(path: Path) -> Iterator[bool]:
     """Whether this process now holds the lock at `path`, which goes with the block."""
@@ -31,6 +36,15 @@ def hold(path: Path, say: Callable[[str], None], poll_seconds: float = 2.0, ever
         file.truncate(0)
         file.write(f"pid {os.getpid()}, since {time.strftime('%F %T')}")
         file.flush()
+        yield
+
+
+@contextmanager
+def share(path: Path) -> Iterator[None]:
+    """Hold the lock at `path` beside others who share it, so that nobody can have it alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
         yield
 
 

@@ -9,6 +9,7 @@ import getpass
 import json
 import os
 import re
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -231,14 +232,24 @@ class Mirror:
             records.save_state(folder, state)
 
     def _send_image(self, run: str, file: str, picture: Path, prefix: str = "") -> None:
-        """The spectrogram once more as an image of a step: MLflow puts those of several runs side by side."""
+        """The spectrogram once more as an image of a step: MLflow puts those of several runs side by side.
+
+        Its name has the form that MLflow's UI reads, but none of the chance of `log_image`: what is sent again, by an
+        exporter that died before it noted it or a training that went back to its checkpoint, takes its own place.
+        """
         from PIL import Image
 
         name, _, step = Path(file).with_suffix("").as_posix().removeprefix("audio/").rpartition("-")
         stepped = len(step) == 6 and step.isdecimal()
         key = prefix + (name if stepped else f"{name}-{step}".lstrip("-"))
+        plain = re.sub(r"[^A-Za-z0-9_\-. ~]", "-", key.replace("/", "~"))[:150]  # the UI shows ~ as /
+        own = uuid.uuid5(uuid.NAMESPACE_OID, prefix + file)
+        place = f"images/{plain}+step+{int(step) if stepped else 0}+timestamp+0+{own}"
         with Image.open(picture) as image:
-            self.client.log_image(run, image, key=re.sub(r"[^\w\-. /]", "-", key), step=int(step) if stepped else 0)
+            self.client.log_image(run, image, f"{place}.png")
+            image.thumbnail((256, 256))  # as MLflow does
+            self.client.log_image(run, image, f"{place}+compressed.webp")
+        self.client.set_tag(run, "mlflow.loggedImages", "True")
 
     def _send_log(self, folder: Path, record: dict[str, Any], state: dict[str, Any]) -> None:
         """What the stage printed; that of a run which another one continued keeps its own name."""

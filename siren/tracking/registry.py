@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from siren.hashing import file_sha256
 from siren.tracking import export, lineage, records, store
 from siren.tracking.run import Run
 
@@ -198,11 +199,7 @@ def digest(listing: dict[str, str]) -> str:
 def file_hashes(folder: Path) -> dict[str, str]:
     """The sha256 of every file of a folder, by name."""
     files = (p for p in folder.rglob("*") if p.is_file() and not set(p.parts) & set(NOT_OURS))
-    listing = {}
-    for path in files:
-        with open(path, "rb") as file:
-            listing[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return listing
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
 
 
 def _download(address: str, uri: str) -> Path:

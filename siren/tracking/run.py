@@ -7,6 +7,7 @@ that the exporter (see `export`), which reads all this from another process, nev
 
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -213,8 +214,9 @@ def _inside(key: str, section: str) -> bool:
 
 
 def _stepped(name: str, step: int | None) -> str:
-    """Path parts are cut to a length that every file system takes; a caption may well be a name."""
-    short = "/".join(part[:120] for part in name.split("/"))
+    """Path parts are cut to what every file system takes, and rid of what means something in an address: a caption may
+    well be a name."""
+    short = "/".join(part.encode()[:120].decode(errors="ignore") for part in re.sub(r"[#?%\\]", "-", name).split("/"))
     return short if step is None else f"{short}-{step:06d}"
 
 

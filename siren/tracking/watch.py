@@ -32,7 +32,7 @@ def guard(name: str) -> Iterator[None]:
     def busy(holder: str) -> None:
         notice(f"siren: the stage {name} is at work in this workspace already ({holder}); waiting for it to end")
 
-    with locks.hold(Path.cwd() / ".siren" / "locks" / f"{name}.lock", busy, poll_seconds=0.5):
+    with locks.hold(locks.place(Path.cwd(), name), busy, poll_seconds=0.5):
         room(Path.cwd(), name)
         yield
 

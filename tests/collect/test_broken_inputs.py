@@ -27,16 +27,11 @@ import soundfile
 from siren import audio, shards
 from siren.collect import segment
 from siren.collect.sources import CLIPS_SCHEMA, collect
-from siren.config import Audio, ConfigError, Segment, Source
+from siren.config import ConfigError, Source
+from tests.collect.builders import FORMAT, RULES, tone
 
-RULES = Segment(min_seconds=0.2, min_snr_db=6.0, silence_dbfs=-60.0)
-FORMAT = Audio(16000, 1.6)
 GOOD = [{"file": f"good-{n}.wav", "caption": f"good {n}", "split": "train", "id": f"good-{n}"} for n in (1, 2)]
 Make = Callable[[Path], object]
-
-
-def tone(seconds: float = 1.6, rate: int = 16000, level: float = 0.3) -> np.ndarray:
-    return level * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)
 
 
 def noise(count: int = 25600) -> np.ndarray:

@@ -11,21 +11,16 @@ from siren import audio, engine, shards
 from siren.collect import segment
 from siren.collect.sources import CLIPS_SCHEMA, SOURCES, collect
 from siren.collect.sources.broken import BROKEN
-from siren.config import Audio, Segment, Source
+from siren.config import Source
+from tests.collect.builders import FORMAT, RULES, tone
 from tests.tables import write_shards
 
-RULES = Segment(min_seconds=0.2, min_snr_db=6.0, silence_dbfs=-60.0)
-FORMAT = Audio(16000, 1.6)
 REAL = Path(__file__).resolve().parents[2] / "../shared/data/real-sounds"
 
 
 def clip(name: str, path: str, **values: Any) -> dict[str, Any]:
     row = dict.fromkeys(CLIPS_SCHEMA.names) | {"id": name, "path": path, "source": "t", "recording_id": name}
     return row | {"captions": ["a tone"], "labels": ["tone"], "licence": "CC0", "split": "train"} | values
-
-
-def tone(seconds: float, rate: int = 16000, level: float = 0.3) -> np.ndarray:
-    return level * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)
 
 
 def run(folder: Path, wav: np.ndarray, rate: int, subtype: str = "PCM_16", **values: Any) -> segment.Outcome:

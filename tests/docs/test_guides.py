@@ -7,12 +7,9 @@ commands are read here; its calls are made by tests/serve/test_app.py, and of ML
 """
 
 import csv
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +19,12 @@ import soundfile
 import typer
 
 from siren import cli
+from tests import processes
 
 ROOT = Path(__file__).parents[2]
 GUIDES = [*(path.name for path in sorted((ROOT / "docs" / "guides").glob("*.md"))), "../serving.md"]
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NEEDS = re.compile(r"# needs (a GPU|the network)\b")
-CODE = ("siren", "conf", "tests", "weights", "pyproject.toml", "params.yaml", "dvc.yaml")
 
 
 @dataclass(frozen=True)
@@ -45,31 +42,6 @@ def blocks(guide: str) -> list[Block]:
     return [Block(*found) for found in BLOCK.findall((ROOT / "docs" / "guides" / guide).read_text())]
 
 
-def copy(folder: Path) -> Path:
-    """The code of the working tree."""
-    for name in CODE:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name)  # compiled files too: they save seconds
-        else:
-            shutil.copy(ROOT / name, folder / name)
-    return folder
-
-
-def run(folder: Path, command: str, right: tuple[int, ...] = (0,)) -> str:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PYTHONPATH": str(folder), "PATH": path, "SIREN_EXPORT": "0", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        ["bash", "-e", "-c", command],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert done.returncode in right, f"{command}\n{done.stdout[-4000:]}"
-    return done.stdout
-
-
 def edited(text: str, change: str) -> str:
     lines = change.splitlines(keepends=True)
     old, new = ("".join(line[1:] or "\n" for line in lines if line[:1] != sign) for sign in "+-")
@@ -85,7 +57,7 @@ def follow(folder: Path, guide: str, rows: str = "") -> list[str]:
             continue
         if block.kind == "sh":
             right = (0, 1) if "siren doctor" in block.text else (0,)  # which ends in 1 where something is missing
-            printed.append(run(folder, block.text, right))
+            printed.append(processes.run(folder, "bash", "-e", "-c", block.text, right=right))
         elif block.kind == "diff":
             path = folder / block.path
             path.write_text(edited(path.read_text(), block.text))
@@ -120,7 +92,7 @@ def test_every_link_leads_to_a_file(guide):
 
 @pytest.mark.parametrize("guide", ["add-a-metric.md", "add-a-network.md"])
 def test_what_is_added_works(guide, tmp_path):
-    printed = follow(copy(tmp_path), guide)
+    printed = follow(processes.copy(tmp_path), guide)
     assert re.search(r"\b1 passed", printed[-1])
 
 
@@ -128,7 +100,7 @@ def test_a_source_that_is_added_works(tmp_path):
     sounds(tmp_path / "archive", ["dog.wav", "rain.wav", "sea.wav"])
     for name in ("dog", "rain"):
         (tmp_path / "archive" / f"{name}.txt").write_text(f"the sound of {name}\n")
-    tested, fetched = follow(copy(tmp_path), "add-a-source.md")
+    tested, fetched = follow(processes.copy(tmp_path), "add-a-source.md")
     assert re.search(r"\b1 passed", tested)
     assert re.search(r"3 in, 2 out, 1 quarantined", fetched), fetched
 
@@ -156,12 +128,7 @@ def small(folder: Path, scale: str) -> None:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
-    """A clone with the code of the working tree: DVC wants a repository."""
-    folder = tmp_path_factory.mktemp("guides") / "siren"
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
-    for name in CODE:
-        shutil.rmtree(folder / name, ignore_errors=True)
-    return copy(folder)
+    return processes.clone(tmp_path_factory.mktemp("guides") / "siren")
 
 
 @pytest.mark.slow

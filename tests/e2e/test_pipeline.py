@@ -5,43 +5,24 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests import processes
+from tests.processes import environment, run
+
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone with the code of the working tree, at the tiny scale, after its first `dvc repro`."""
-    folder = tmp_path_factory.mktemp("clone") / "siren"
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
-    for name in ("siren", "conf", "dvc.yaml", "params.yaml"):
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, dirs_exist_ok=True)
-        else:
-            shutil.copy(ROOT / name, folder / name)
+    folder = processes.clone(tmp_path_factory.mktemp("clone") / "siren")
     run(folder, "siren", "params", "tiny")
     run(folder, "dvc", "repro")
     return folder
-
-
-def environment(folder: Path) -> dict[str, str]:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return {**os.environ, "PYTHONPATH": str(folder), "PATH": path, "SIREN_EXPORT": "0", "OMP_NUM_THREADS": "1"}
-
-
-def run(folder: Path, *command: str) -> str:
-    """The command's output. Raises CalledProcessError with it where the command fails."""
-    done = subprocess.run(
-        command, cwd=folder, env=environment(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
-    return done.stdout
 
 
 def stages_run(output: str) -> list[str]:

@@ -22,6 +22,7 @@ from siren.networks import clap as claps
 from siren.networks import codec as codecs
 from siren.stages import pipeline, reading
 from siren.train.contrastive import Pool
+from tests import corpus
 from tests.encode.test_tokenize import Blocks, Words
 
 pytestmark = [
@@ -29,7 +30,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
 ROOT = Path(__file__).resolve().parents[2]
-OPTIONS = {"train": 24, "val": 4, "test_one": 12, "test_two": 4, "broken": 3, "seconds": 1.6}
 
 
 class SixteenKilohertz(Blocks):
@@ -54,27 +54,11 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> settings.Config:
     monkeypatch.setenv("SIREN_EXPORT", "0")
     monkeypatch.setattr(claps, "load", lambda *_, **__: Agreeable())
     monkeypatch.setattr(codecs, "load", lambda *_, **__: SixteenKilohertz())
-    config = settings.load(ROOT / "params.yaml")
-    source = settings.Source("scenes", dict(OPTIONS))
-    selection = dataclasses.replace(config.filter.select, rl_prompts=8, val_pairs=4)
-    return dataclasses.replace(
-        config,
-        collect=dataclasses.replace(config.collect, fetch=dataclasses.replace(config.collect.fetch, sources=(source,))),
-        filter=dataclasses.replace(config.filter, select=selection),
-    )
+    return corpus.configured()
 
 
 def test_data_flows_from_sources_to_tokens(config: settings.Config, capsys: pytest.CaptureFixture[str]) -> None:
-    for stage in (
-        pipeline.fetch,
-        pipeline.segment,
-        pipeline.caption,
-        pipeline.score,
-        pipeline.select,
-        pipeline.validate,
-    ):
-        stage(config)
-    pipeline.tokenize(config)
+    corpus.run(config)
     timed = re.compile(r", \d+\.\d s, [\d.e+]+ a second$")
     said = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in said if not timed.search(line)] == ["select", "validate"]
@@ -98,8 +82,7 @@ def test_data_flows_from_sources_to_tokens(config: settings.Config, capsys: pyte
 
 
 def test_a_failing_gate_stops_but_leaves_its_report(config: settings.Config) -> None:
-    for name in ("fetch", "segment", "caption", "score", "select"):
-        pipeline.STAGES[name](config)
+    corpus.run(config, "validate", "tokenize")
     strict = dataclasses.replace(config.filter, validate=settings.Validate(max_quarantined=0.01))
     with pytest.raises(ValueError, match=r"accounting: .*share_quarantined"):
         pipeline.validate(dataclasses.replace(config, filter=strict))
@@ -134,15 +117,7 @@ def test_clips_without_labels_mean_what_their_captions_say(config: settings.Conf
         collect=dataclasses.replace(config.collect, fetch=fetch),
         filter=dataclasses.replace(config.filter, select=selection),
     )
-    for stage in (
-        pipeline.fetch,
-        pipeline.segment,
-        pipeline.caption,
-        pipeline.score,
-        pipeline.select,
-        pipeline.tokenize,
-    ):
-        stage(config)
+    corpus.run(config, "validate")
 
     tokens = {split: read_tokens("data/tokens", split, "blocks") for split in ("stage1", "rl", "test")}
     assert [len(found) for found in tokens.values()] == [6, 2, 2]

@@ -3,10 +3,8 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,16 +12,11 @@ from typing import Any
 
 import pytest
 
+from tests.processes import PATIENCE, free_port, wait_for
+
 PREFECT = [sys.executable, "-m", "prefect"]
-PATIENCE = 240.0
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")  # types of states that a run ends in
 Start = Callable[..., subprocess.Popen[bytes]]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -76,27 +69,6 @@ def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
         log.close()
 
 
-def eventually(holds: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not in time: {what}"
-        time.sleep(0.3)
-
-
-def wait_for(url: str, process: subprocess.Popen[bytes] | None = None) -> None:
-    """Return when `url` answers; raises AssertionError when it does not in time, or `process` has ended."""
-
-    def answers() -> bool:
-        assert process is None or process.poll() is None, f"{process.args} ended with code {process.returncode}"
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return True
-        except OSError:
-            return False
-
-    eventually(answers, f"an answer at {url}")
-
-
 def mlflow(port: int, folder: Path, backend: str, artifacts: str) -> subprocess.Popen[bytes]:
     """MLflow's server in `folder`, with its artifacts behind it; returns when it answers. `kill` ends it."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
@@ -107,10 +79,10 @@ def mlflow(port: int, folder: Path, backend: str, artifacts: str) -> subprocess.
             command, cwd=folder, env={**os.environ, **more}, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        wait_for(f"http://127.0.0.1:{port}/health", process)
+        wait_for(f"http://127.0.0.1:{port}/health", process, folder / "server.log")
     except AssertionError:
         kill(process)
-        raise AssertionError((folder / "server.log").read_text()[-4000:]) from None
+        raise
     return process
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.flows import servers
+from tests.processes import PATIENCE
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +27,7 @@ def test_the_documented_commands_run_the_pipeline(
     prefect("concurrency-limit", "create", "download", "1")
     start("worker", "start", "--pool", "local", "--limit", "1")
     # The stages of this pipeline are those of ours that it has; a whole run asks for no names.
-    watched = prefect("deployment", "run", "siren/full", "--watch", "--watch-timeout", str(int(servers.PATIENCE)))
+    watched = prefect("deployment", "run", "siren/full", "--watch", "--watch-timeout", str(int(PATIENCE)))
     assert "Completed" in watched, watched
     assert (project / "c").read_text() == "1\n"
     assert (project / "dvc.lock").is_file()

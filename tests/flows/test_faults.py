@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from tests.flows import servers
-from tests.flows.servers import eventually
+from tests.processes import PATIENCE, eventually, free_port
 from tests.tracking.conftest import database, root  # noqa: F401
 
 pytestmark = [
@@ -166,7 +166,7 @@ def test_a_stage_whose_dvc_is_killed_ends_too_and_the_next_one_has_the_files_to_
     first.send_signal(signal.SIGKILL)
     first.wait()  # a process that nobody waited for still has its id, and DVC goes by that
     second = repro(pipeline)
-    said = second.communicate(timeout=servers.PATIENCE)[0]
+    said = second.communicate(timeout=PATIENCE)[0]
     assert second.returncode == 0, said
     assert not stage.is_running()
     assert counted(pipeline, "fetch") == ["began", "began", "ended"]  # the first never ended
@@ -178,10 +178,10 @@ def test_a_second_dvc_in_a_workspace_says_why_not_and_harms_nothing(pipeline: Pa
     first = repro(pipeline)
     eventually(lambda: counted(pipeline, "fetch") == ["began"], "the stage began")
     second = repro(pipeline)
-    said = second.communicate(timeout=servers.PATIENCE)[0]
+    said = second.communicate(timeout=PATIENCE)[0]
     assert second.returncode != 0
     assert "Unable to acquire lock" in said or "is busy" in said
-    first.communicate(timeout=servers.PATIENCE)
+    first.communicate(timeout=PATIENCE)
     assert first.returncode == 0
     assert counted(pipeline, "fetch") == ["began", "ended"]
 
@@ -247,7 +247,7 @@ def test_an_mlflow_server_that_is_killed_in_mid_run_for_a_while_misses_nothing_a
     is back before the stage ends. A report costs the stage as little meanwhile as before."""
     from siren.tracking import records, store
 
-    port = servers.free_port()
+    port = free_port()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
     (root / "stage.py").write_text(
         STAGE + "with tracking.stage('fetch', c) as run:\n"

@@ -19,7 +19,7 @@ from flows import stage as stages
 from flows import train as train_phase
 from flows.siren import siren
 from flows.stage import Policy, StageFailed
-from tests.flows import servers
+from tests.processes import eventually
 
 pytestmark = [
     pytest.mark.slow,  # it starts a server
@@ -127,12 +127,13 @@ def test_a_stage_that_fails_beside_another_costs_that_one_nothing(
 
 
 def test_a_cancelled_run_takes_all_stages_at_work_with_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "_cancelled", threading.Event())  # what it sets is not for the tests after it
     waiting = "touch {0}-began && while [ ! -e never ]; do sleep 0.05; done && touch {1}"
     pipeline = {"codec": {"cmd": waiting.format("codec", "b")}, "clap": {"cmd": waiting.format("clap", "c")}}
     (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": pipeline}))
 
     def interrupt() -> None:  # the signal is the main thread's
-        servers.eventually(lambda: len(list(project.glob("*-began"))) == 2, "both stages are at work", 60)
+        eventually(lambda: len(list(project.glob("*-began"))) == 2, "both stages are at work", 60)
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from flows import graph
 
@@ -34,6 +35,19 @@ def test_the_schedule_stays_in_a_phase_while_it_can() -> None:
 
 def test_stages_that_depend_on_each_other_through_a_stage_that_is_left_out_stay_in_order() -> None:
     assert graph.schedule(SMALL, ["stage1@0", "score"]) == [("filter", ["score"]), ("train", ["stage1@0"])]
+
+
+def test_the_deployments_of_the_parts_one_after_the_other_are_the_whole_and_lack_nothing() -> None:
+    found, done = graph.read_graph(ROOT), set[str]()
+    parameters = {
+        d["name"]: d.get("parameters", {}) for d in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+    }
+    for name in ("data", "train", "align", "evaluate"):
+        chosen = graph.select(found, parameters[name]["phases"], parameters[name].get("stages"))
+        assert chosen is not None
+        done |= set(chosen)
+        assert set().union(*(found[stage] for stage in chosen)) <= done, name
+    assert done == set(found)
 
 
 def test_a_template_name_selects_all_its_stages() -> None:

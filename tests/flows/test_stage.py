@@ -14,7 +14,7 @@ from prefect.logging import disable_run_logger
 
 from flows import stage as stages
 from flows import workspace
-from tests.flows import servers
+from tests.processes import eventually
 
 SOON = 60.0
 PATIENT = """\
@@ -79,7 +79,7 @@ def test_a_run_that_is_cancelled_takes_everything_that_the_stage_started_with_it
         except psutil.NoSuchProcess:
             return True
 
-    servers.eventually(gone, "the stage's process is gone", 10)  # by itself it would live for a minute
+    eventually(gone, "the stage's process is gone", 10)  # by itself it would live for a minute
 
 
 def test_a_workspace_where_dvc_is_at_work_is_waited_for(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

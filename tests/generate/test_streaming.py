@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-from siren.config import Sampling
 from siren.generate import streaming
 from siren.generate.sampler import prepare, sample
 from siren.generate.streaming import Window
 from tests.model import builders
+from tests.model.builders import WHOLE
 from tests.networks.test_codec import CASES, make
 
-SAMPLING = Sampling(temperature=1.0, top_k=None, top_p=None, guidance=None)
 CODECS = [name for name in CASES if "descript" not in name]
 
 
@@ -80,10 +79,10 @@ def test_a_window_that_is_not_full_is_the_sampler_and_a_full_one_slides(name):
     assert window == Window(10, 5)
 
     def drawn(num_frames, prefix=None, seeds=(1, 2, 3)):
-        run = streaming.codes(prepare(model), states, mask, seeds, num_frames, SAMPLING, window, prefix)
+        run = streaming.codes(prepare(model), states, mask, seeds, num_frames, WHOLE, window, prefix)
         return torch.stack(list(run), -1)
 
-    assert torch.equal(drawn(10), sample(model, states, mask, [1, 2, 3], 10, SAMPLING).codes)
+    assert torch.equal(drawn(10), sample(model, states, mask, [1, 2, 3], 10, WHOLE).codes)
     long = drawn(40)  # the model has 24 positions
     assert long.shape == (3, 6, 40)
     if name == "siren":  # a delayed clip's last codes are drawn with another future at another length
@@ -122,7 +121,7 @@ def test_the_borders_of_the_sliding_window_cannot_be_told_from_other_frames():
     _, states, mask = builders.batch()
     window = Window.of(10, model.max_frames)
     borders = list(range(window.length, frames, window.length - window.context))
-    run = streaming.codes(prepare(model), states, mask, [1, 2, 3], frames, SAMPLING, window)
+    run = streaming.codes(prepare(model), states, mask, [1, 2, 3], frames, WHOLE, window)
     codes = torch.stack(list(run), -1)
     stream = streaming.decode(codec, iter(codes.unbind(-1)), frames * codec.hop, 20)
     step, spectrum = seams(torch.cat(list(stream), 1), codec.hop, borders)

@@ -1,6 +1,6 @@
 """Small models for tests."""
 
-from siren.config import Model
+from siren.config import Model, Sampling
 from siren.model import arms
 from siren.model.codebooks import CodecTables
 from siren.model.siren import Siren
@@ -9,6 +9,7 @@ from siren.model.transformer import ResidualTransformer
 import torch  # isort: skip
 
 TEXT_WIDTH = 12
+WHOLE = Sampling(temperature=1.0, top_k=None, top_p=None, guidance=None)  # the distribution, nothing cut off
 
 
 def tables(num_codebooks: int = 6, size: int = 16, code_dim: int = 4, latent: int = 10, seed: int = 0) -> CodecTables:

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from siren.config import ConfigError
+from siren.networks import codec as codecs
 from siren.networks.codec.dac import DacArchitecture, DacCodec, converted, from_hub, from_pth
+from siren.tracking.promotion import SOFTWARE
 
 EVEN = DacArchitecture(encoder_dim=4, rates=(2, 4), decoder_dim=16, num_codebooks=3, codebook_size=16, code_dim=4)
 ODD = DacArchitecture(encoder_dim=4, rates=(2, 4, 5), decoder_dim=16, num_codebooks=3, codebook_size=16, code_dim=4)
@@ -164,3 +166,13 @@ def test_files_that_are_no_checkpoint_are_refused_with_advice(tmp_path):
         from_pth(tmp_path / "broken.pth", "transformers")
     with pytest.raises(ConfigError, match="HF_HUB_OFFLINE=0"):
         from_hub("descript/no_such_codec", "transformers")
+
+
+def test_published_weights_say_their_licence_and_the_gate_knows_it(tmp_path):
+    """A registered model lists the licence of its codec; one that is not told would never become champion."""
+    (tmp_path / "weights.pth").write_bytes(b"some")
+    for weights, name in (("descript/dac_16khz", "descript/dac_16khz"), (tmp_path / "weights.pth", "weights.pth")):
+        told = codecs.extra(str(weights))
+        assert told["weights"] == name
+        assert SOFTWARE.search(told["licence"])
+    assert len(told["weights_sha256"]) == 64

@@ -11,10 +11,10 @@ import torch
 from siren.config import Sampling
 from siren.generate.choice import RowSampling, choose
 from siren.serve.engine import Clip, Closing, Engine, Full, Job, Lane
+from tests.model.builders import WHOLE
 from tests.serve.conftest import LIMITS
 
-PLAIN = Sampling(temperature=1.0, top_k=None, top_p=None, guidance=None)
-WAYS = [PLAIN, Sampling(0.7, 5, None, None), Sampling(1.3, None, 0.8, None), Sampling(0.9, 6, 0.9, None)]
+WAYS = [WHOLE, Sampling(0.7, 5, None, None), Sampling(1.3, None, 0.8, None), Sampling(0.9, 6, 0.9, None)]
 
 
 class Listener:
@@ -35,7 +35,7 @@ class Listener:
 HOP = 32  # of the bundle's codec
 
 
-def job(prompt: str = "a dog barks", seed: int = 0, frames: float = 20, sampling: Sampling = PLAIN, stream=False):
+def job(prompt: str = "a dog barks", seed: int = 0, frames: float = 20, sampling: Sampling = WHOLE, stream=False):
     heard = Listener()
     return Job(prompt, seed, round(frames * HOP), sampling, heard.pieces.put, stream), heard
 
@@ -164,13 +164,13 @@ def test_what_cannot_be_made_is_refused_before_it_waits(engine, bundle):
         ("rain", 0.6, "0.6 seconds asked for, 0.2 are allowed"),
     ]:
         with pytest.raises(ValueError, match=said):
-            engine.check(prompt, seconds, PLAIN)
-    assert engine.check("rain", None, PLAIN) == 20 * HOP
-    assert engine.check("rain", 0.1001, PLAIN) == 1602
-    assert engine.check("rain", 1e-300, PLAIN) == 1
+            engine.check(prompt, seconds, WHOLE)
+    assert engine.check("rain", None, WHOLE) == 20 * HOP
+    assert engine.check("rain", 0.1001, WHOLE) == 1602
+    assert engine.check("rain", 1e-300, WHOLE) == 1
     unguided = Engine(_without_guidance(bundle), LIMITS)
     with pytest.raises(ValueError, match="registered without guidance"):
-        unguided.check("rain", None, dataclasses.replace(PLAIN, guidance=3.0))
+        unguided.check("rain", None, dataclasses.replace(WHOLE, guidance=3.0))
 
 
 def _without_guidance(bundle):

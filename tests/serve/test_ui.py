@@ -4,7 +4,6 @@ import io
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from siren.generate.bundle import sha256
 from siren.serve.engine import Engine
 from tests.browser import Browser
 from tests.generate import builders
+from tests.processes import free_port, wait_for
 from tests.serve.conftest import LIMITS
 
 ui = pytest.importorskip("siren.serve.ui")
@@ -88,22 +88,14 @@ READY = """(() => {
 @pytest.fixture(scope="module")
 def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`siren ui` with two models, one of them under two names."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     same = shutil.copytree(folder, tmp_path_factory.mktemp("same") / "bundle")
     other = builders.folder(tmp_path_factory.mktemp("other"), replace(builders.SAMPLING, temperature=0.7))
     verb = [sys.executable, "-m", "siren.cli", "ui", "--port", str(port), "--max-seconds", "60"]
     verb += [f"--model={path}" for path in (folder, same, other)] + ["--allow-host", "sounds.example.org"]
     process = subprocess.Popen(verb, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}/"
-    while True:
-        try:
-            httpx.get(url, trust_env=False).raise_for_status()
-            break
-        except httpx.HTTPError:
-            assert process.poll() is None
-            time.sleep(0.2)
+    wait_for(url, process)
     yield url
     process.terminate()
     process.wait(60)

@@ -1,18 +1,16 @@
 """A whole study as a rater has it: in a browser, by fingers and by keys, over a server that is killed in between."""
 
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from siren.study import answers, design, results
 from tests.browser import Browser
+from tests.processes import free_port, wait_for
 from tests.study import builders
 
 pytestmark = pytest.mark.slow
@@ -28,22 +26,14 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
 
 class Server:
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.folder, self.url = folder, f"http://127.0.0.1:{self.port}"
         self.start()
 
     def start(self) -> None:
         verb = [sys.executable, "-m", "siren.cli", "study", "serve", str(self.folder), "--port", str(self.port)]
         self.process = subprocess.Popen(verb, stderr=subprocess.DEVNULL)
-        for _ in range(300):
-            try:
-                httpx.get(self.url)
-                return
-            except httpx.TransportError:
-                time.sleep(0.1)
-        raise AssertionError("the server did not start")
+        wait_for(self.url, self.process)
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)

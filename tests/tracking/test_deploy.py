@@ -18,6 +18,7 @@ from siren.stages import pipeline
 from siren.tracking import export, registry, store
 from tests.flows import servers
 from tests.flows.conftest import environment, project, start, template  # noqa: F401
+from tests.processes import PATIENCE, eventually, free_port
 from tests.tracking import builders
 
 pytestmark = [
@@ -34,7 +35,7 @@ def postgres() -> Iterator[str]:
     found = shutil.which("initdb") or next(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), None)
     if found is None:
         pytest.skip("no PostgreSQL server on this machine (Debian: postgresql)")
-    binaries, port = Path(found).parent, servers.free_port()
+    binaries, port = Path(found).parent, free_port()
     owner: dict[str, Any] = {"user": "postgres", "group": "postgres"} if os.getuid() == 0 else {}
     folder = Path(tempfile.mkdtemp(prefix="siren-postgres-"))
     try:
@@ -47,7 +48,7 @@ def postgres() -> Iterator[str]:
             process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, **owner)
         try:
             address = f"127.0.0.1:{port}"
-            servers.eventually(lambda: _answers(address), f"PostgreSQL: {folder / 'log'}")
+            eventually(lambda: _answers(address), f"PostgreSQL: {folder / 'log'}")
             for name in ("mlflow", "prefect"):
                 _query(address, "postgres", f"create database {name}")
             yield address
@@ -85,7 +86,7 @@ def s3() -> Iterator[Any]:
     """A client of an S3-compatible server (moto) with an empty bucket; the environment leads everything there."""
     boto3 = pytest.importorskip("boto3")
     server = pytest.importorskip("moto.server").ThreadedMotoServer
-    running = server("127.0.0.1", servers.free_port())
+    running = server("127.0.0.1", free_port())
     running.start()
     host, port = running.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:
@@ -110,7 +111,7 @@ def keys(s3: Any, prefix: str) -> list[str]:
 @pytest.fixture
 def mlflow_server(postgres: str, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """MLflow's server as docs/deploy.md starts it → its address. Clients know neither the database nor the bucket."""
-    port = servers.free_port()
+    port = free_port()
     backend, artifacts = f"postgresql+psycopg2://siren@{postgres}/mlflow", f"s3://{BUCKET}/mlflow"
     process = servers.mlflow(port, tmp_path, backend, artifacts)
     try:
@@ -169,7 +170,7 @@ def test_prefect_keeps_its_runs_in_postgresql(
     servers.server(environment, start)
     command = [sys.executable, "-m", "flows.siren"]
     own = {**environment, "PYTHONPATH": str(builders.ROOT), "SIREN_EXPORT": "0"}
-    done = subprocess.run(command, cwd=project, env=own, capture_output=True, text=True, timeout=servers.PATIENCE)
+    done = subprocess.run(command, cwd=project, env=own, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     states = _query(postgres, "prefect", "select state_type, count(*) from flow_run group by state_type")
     assert states == [("COMPLETED", 3)]  # siren, collect, filter

@@ -3,10 +3,8 @@
 import dataclasses
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -16,6 +14,7 @@ import pytest
 from siren.generate.bundle import Bundle
 from siren.stages import evaluate
 from siren.tracking import registry
+from tests.processes import free_port, wait_for
 from tests.tracking import builders
 
 
@@ -35,9 +34,7 @@ def test_mlflow_serves_the_sound_that_the_model_makes_here(
         monkeypatch.delenv(name, raising=False)
     evaluate.register(builders.settings("served"))
     folder = registry.fetch(registry.version("models:/served@challenger")).parent
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     verb = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", str(folder), "--env-manager", "local"]
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # it starts uvicorn by name
     log = tmp_path / "log"
@@ -51,7 +48,7 @@ def test_mlflow_serves_the_sound_that_the_model_makes_here(
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        _wait(url, server, log)
+        wait_for(f"{url}/ping", server, log)
         asked = {
             "dataframe_split": {"columns": ["prompt", "seed"], "data": [["a dog barks", 7], ["rain falls", 8]]},
             "params": {"seconds": 0.05, "temperature": 0.8},
@@ -70,15 +67,3 @@ def test_mlflow_serves_the_sound_that_the_model_makes_here(
     finally:
         os.killpg(server.pid, 15)
         server.wait(30)
-
-
-def _wait(url: str, server: subprocess.Popen, log: Path) -> None:
-    end = time.monotonic() + 240
-    while True:
-        try:
-            httpx.get(f"{url}/ping", trust_env=False).raise_for_status()
-            return
-        except httpx.HTTPError:
-            assert server.poll() is None, log.read_text()
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.5)

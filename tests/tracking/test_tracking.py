@@ -3,12 +3,12 @@
 import base64
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from siren.tracking import export, lineage, records, store, watch
 from siren.tracking.export import Exporter
 from siren.tracking.run import Run
 from tests.flows import servers
+from tests.processes import eventually
 
 # MLflow's own use of SQLAlchemy.
 pytestmark = pytest.mark.filterwarnings("ignore:.*loader strategy is deprecated")
@@ -52,13 +53,6 @@ def python(code: str, **environment: str) -> subprocess.Popen[str]:
 
 def finish(process: subprocess.Popen[str]) -> str:
     return process.communicate(timeout=60)[0]
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
 
 
 # The local record
@@ -103,7 +97,8 @@ def test_artifacts_stay_inside_the_run_and_have_to_exist(root: Path) -> None:
 def test_a_long_caption_may_be_the_name_of_a_sound(root: Path) -> None:
     with tracking.stage("sample", CONFIG) as run:
         run.audio(f"aligned/{'a dog barks ' * 40}", np.zeros(10, np.float32), 16000)
-    assert len(records.artifact_files(run.folder)) == 1
+        run.audio(f"aligned/{'雨が降る' * 40}", np.zeros(10, np.float32), 16000)
+    assert len(records.artifact_files(run.folder)) == 2
 
 
 def test_an_experiment_in_a_temporary_copy_reports_to_its_project(
@@ -173,6 +168,43 @@ def test_an_exporter_that_dies_before_it_notes_what_it_sent_doubles_nothing(root
     client = store.connect(store.address(root))
     assert len(client.search_runs([client.get_experiment_by_name("siren").experiment_id])) == 1
     assert history(root, mlflow_runs(root)["codec"], "loss") == [(1, 3.0), (2, 2.0)]
+
+
+def test_a_sound_that_is_sent_again_is_there_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an exporter that died before it noted it, and by a training that went back to its checkpoint."""
+    monkeypatch.setenv("SIREN_PIPELINE", "prefect-1")
+
+    def made(resumes: bool) -> Path:
+        with tracking.stage("align", CONFIG) as run:
+            run.follow(root / "checkpoints", resumes)
+            run.audio("jardín #1, 100 %/perro", np.sin(np.arange(800) / 10, dtype=np.float32), 16000, step=7)
+        export.flush(root)
+        return run.folder
+
+    def files() -> dict[str, list[str]]:
+        runs, client = mlflow_runs(root), store.connect(store.address(root))
+        places = {"align": ("audio/jardín -1, 100 -", "images"), "pipeline": ("images",)}
+        return {
+            name: [f.path for place in own for f in client.list_artifacts(runs[name].info.run_id, place)]
+            for name, own in places.items()
+        }
+
+    folder = made(resumes=False)
+    once = files()
+    assert [len(found) for found in once.values()] == [4, 2]  # sound, picture; and the picture in two sizes
+    (folder / "export.json").unlink()
+    export.flush(root)
+    assert files() == once
+    made(resumes=True)
+    assert files() == once
+
+    runs, client = mlflow_runs(root), store.connect(store.address(root))
+    client.log_image(runs["pipeline"].info.run_id, np.zeros((4, 8), np.uint8), key="align/dog", step=7)
+    chance = re.compile(r"timestamp\+\d+\+[0-9a-f-]{36}")  # of MLflow's names
+    theirs = {chance.sub("", name) for name in files()["pipeline"] if "~dog+" in name}
+    ours = {chance.sub("", name) for name in once["pipeline"]}
+    assert {name.replace("jard-n -1- 100 -~perro", "dog") for name in ours} == theirs
+    assert len(theirs) == 2
 
 
 def test_a_running_stage_is_followed(root: Path) -> None:

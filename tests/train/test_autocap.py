@@ -11,8 +11,9 @@ from siren.config import AutoCap as Settings
 from siren.config import Training
 from siren.networks import autocap
 from siren.train.autocap import caption_all, missing, train_autocap, with_gaps
-from siren.train.loop import Checkpoint
+from siren.train.loop import Checkpoint, Log
 from tests.networks.test_autocap import settings
+from tests.train import killing
 
 WORDS = {300: ["a low tone", "something low"], 2400: ["a high tone", "something high"]}
 
@@ -57,25 +58,17 @@ def test_each_stage_moves_its_own_part_and_the_ears_never(tmp_path: Path) -> Non
 def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path, stop: int) -> None:
     chosen, data = settings(tmp_path / "clap", **stages(3, 2)), corpus(8)
 
-    class Killed(Exception): ...
-
-    def run(folder: Path, last: int | None) -> dict[str, torch.Tensor]:
-        network, calls = made(chosen), []
-
-        def log(step: int, metrics: dict[str, float]) -> None:
-            calls.append(step)
-            if last is not None and step >= last:
-                raise Killed
-
+    def run(folder: Path, log: Log) -> dict[str, torch.Tensor]:
+        network = made(chosen)
         every = dataclasses.replace(chosen.finetuning, log_every=1) if chosen.finetuning else None
         logged = dataclasses.replace(chosen, language=every, listening=every, finetuning=every)
         train_autocap(network, *data, logged, 0, log, checkpoint=lambda stage: Checkpoint(folder / stage, {}))
         return network.network.state_dict()
 
-    whole = run(tmp_path / "whole", None)
-    with pytest.raises(Killed):
-        run(tmp_path / "killed", stop)
-    again = run(tmp_path / "killed", None)
+    whole = run(tmp_path / "whole", lambda *_: None)
+    with pytest.raises(killing.Killed):
+        run(tmp_path / "killed", killing.at(stop))
+    again = run(tmp_path / "killed", lambda *_: None)
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 

@@ -22,6 +22,7 @@ from siren.train.codec import (
 )
 from siren.train.loop import Checkpoint
 from tests.tables import write_shards
+from tests.train import killing
 
 RATE = 8000
 ARCHITECTURE = {
@@ -91,17 +92,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path):
 
 def test_a_training_that_was_stopped_ends_with_the_weights_of_one_that_was_not(tmp_path):
     whole = trained()
-
-    class Killed(Exception):
-        pass
-
-    def die(step, metrics):
-        if step == 50:
-            raise Killed
-
     checkpoint = Checkpoint(tmp_path, "this run")
-    with pytest.raises(Killed):
-        trained(checkpoint=checkpoint, log=die)
+    with pytest.raises(killing.Killed):
+        trained(checkpoint=checkpoint, log=killing.at(50))
     resumed = trained(checkpoint=checkpoint)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 

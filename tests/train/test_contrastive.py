@@ -21,6 +21,7 @@ from siren.train.contrastive import (
 )
 from siren.train.loop import Checkpoint
 from siren.train.retrieval import by_meaning, quality
+from tests.train import killing
 
 CLAP = {"spec_size": 64, "mel_bands": 32, "patch": 8, "width": 16, "depths": [1], "heads": [2], "max_seconds": 0.4}
 CLAP |= {"text_width": 32, "text_layers": 1, "text_ffn": 64, "embed_dim": 32, "n_fft": 512}
@@ -178,22 +179,13 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(kind: str)
     assert any(not torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("killed", [5, TEXT_FIRST * 8 + 2])  # on captions alone, and with sound
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, killed) -> None:
     data = corpus()
-
-    def kill(step: int, values: dict[str, float]) -> None:
-        if step == killed:
-            raise Killed
-
     whole, resumed = build("clap"), build("clap")
     train_contrastive(whole, *data, settings(8), 0, lambda *_: None)
-    with pytest.raises(Killed):
-        train_contrastive(resumed, *data, settings(8), 0, kill, checkpoint=Checkpoint(tmp_path, "same"))
+    with pytest.raises(killing.Killed):
+        train_contrastive(resumed, *data, settings(8), 0, killing.at(killed), checkpoint=Checkpoint(tmp_path, "same"))
     steps: list[int] = []
     fresh = build("clap", seed=5)
     checkpoint = Checkpoint(tmp_path, "same")

@@ -1,6 +1,5 @@
 """A judge is trained on clips that are heard differently every time, learns them, and is trained the same again."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from siren.config import Network, Training
 from siren.networks import judge as judges
 from siren.train.judge import augment, clip_logits, multi_hot, quality, train_judge
 from siren.train.loop import Checkpoint
+from tests.train import killing
 
 NAMES = ["high", "low", "noise"]
 SETTINGS = Training(
@@ -80,22 +80,12 @@ def test_the_same_seed_gives_the_same_bytes(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["cnn14", "vggish"])
 def test_a_training_that_was_killed_ends_with_the_same_weights(kind: str, tmp_path: Path) -> None:
-    class Killed(Exception):
-        pass
-
-    def until(last: int) -> Callable[[int, dict[str, float]], None]:
-        def log(step: int, metrics: dict[str, float]) -> None:
-            if step == last:
-                raise Killed
-
-        return log
-
     settings = Training(**{**vars(SETTINGS), "steps": 8, "log_every": 1, "checkpoint_every": 3})
     wavs, labels = corpus(60, seed=1)
     whole, killed = build(kind), build(kind)
-    train_judge(whole, wavs, labels, settings, 0, until(99))
-    with pytest.raises(Killed):
-        train_judge(killed, wavs, labels, settings, 0, until(5), checkpoint=Checkpoint(tmp_path, "a"))
+    train_judge(whole, wavs, labels, settings, 0, lambda *_: None)
+    with pytest.raises(killing.Killed):
+        train_judge(killed, wavs, labels, settings, 0, killing.at(5), checkpoint=Checkpoint(tmp_path, "a"))
     steps = []
     again = build(kind, seed=9)
     train_judge(again, wavs, labels, settings, 0, lambda s, _: steps.append(s), checkpoint=Checkpoint(tmp_path, "a"))

@@ -21,6 +21,7 @@ from siren.train.distributed import Ranks
 from siren.train.loop import Checkpoint, learning_rate
 from siren.train.stage1 import Batches, text_is_dropped, train_stage1, validate
 from tests.model import builders
+from tests.train import killing
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINING = Training(
@@ -102,21 +103,12 @@ def run(model, settings=SETTINGS, checkpoint=None):
     return history
 
 
-class Killed(Exception):
-    pass
-
-
 def test_a_resumed_run_has_the_weights_of_one_never_killed(tmp_path):
     whole = transformer(dropout=0.1)
     run(whole)
     killed, place = transformer(dropout=0.1), Checkpoint(tmp_path, "same")
-
-    def die(step, metrics):
-        if step == 8:
-            raise Killed
-
-    with pytest.raises(Killed):
-        train_stage1(killed, tokens(), tokens(6), SETTINGS, 7, 0, die, place)
+    with pytest.raises(killing.Killed):
+        train_stage1(killed, tokens(), tokens(6), SETTINGS, 7, 0, killing.at(8), place)
     resumed = transformer(dropout=0.1)
     steps = [step for step, _ in run(resumed, checkpoint=Checkpoint(tmp_path, "same"))]
     assert steps[0] == 5

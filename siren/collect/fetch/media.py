@@ -6,14 +6,11 @@ cluster the threads are spread over its workers, which share the cache and the l
 by one machine. What came before a worker was killed is in the cache.
 """
 
-import hashlib
 import shutil
 import tarfile
 import unicodedata
 import zipfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,11 +20,13 @@ from siren.atomic import replacing
 from siren.collect.fetch import licences
 from siren.collect.fetch.download import Downloader, FetchError, Limits
 from siren.config import ConfigError, Download
-from siren.engine import LOCAL, Engine, each
+from siren.engine import LOCAL, Engine, each, threaded
+from siren.hashing import file_sha256
 from siren.progress import track
 
 Row = dict[str, Any]
 SHARD_ITEMS = 128  # that a worker of a cluster gets between two reports
+AHEAD = 64  # items of each thread that may be begun before their turn: one that stalls does not hold the others up
 
 
 class Media(Protocol):
@@ -149,7 +148,7 @@ def obtain(
     threads = downloader.settings.concurrency
     if engine.name == LOCAL.name:  # it waits more than it computes: threads of one process do
         one = partial(_row, source=source, folder=folder, downloader=downloader, wanted=wanted)
-        results = list(track(_mapped(one, found, threads), source, unit="clip"))
+        results = list(track(threaded(one, found, threads, AHEAD * threads), source, unit="clip"))
     else:
         items = list(found)
         parts = [items[start : start + SHARD_ITEMS] for start in range(0, len(items), SHARD_ITEMS)]
@@ -180,7 +179,7 @@ class Getter:
 
     def __call__(self, items: list[Item | Row]) -> tuple[list[Row], int]:
         before = self.downloader.requests
-        return list(_mapped(self.one, items, self.threads)), self.downloader.requests - before
+        return list(threaded(self.one, items, self.threads, AHEAD * self.threads)), self.downloader.requests - before
 
 
 def _row(item: Item | Row, source: str, folder: Path, downloader: Downloader, wanted: Sequence[str] | None) -> Row:
@@ -210,22 +209,9 @@ def _row(item: Item | Row, source: str, folder: Path, downloader: Downloader, wa
     } | place(path, folder)
 
 
-def _mapped(work: Callable[[Any], Any], items: Iterable[Any], threads: int) -> Iterator[Any]:
-    """`map` in threads, in order, without reading all of `items` ahead."""
-    ahead: deque[Future[Any]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for item in items:
-            ahead.append(pool.submit(work, item))
-            if len(ahead) > 64 * threads:  # one that stalls does not hold the others up
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-
-
 def place(source: Path, folder: Path) -> dict[str, str]:
     """Copy a file to where its content puts it. A copy and never a link: versioning makes its files read-only."""
-    with source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_sha256(source)
     suffix = source.suffix.lower() if source.suffix[1:].isalnum() and source.suffix.isascii() else ""
     path = folder / "audio" / f"{digest[:24]}{suffix[:8]}"
     if not path.exists():

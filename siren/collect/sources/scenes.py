@@ -6,7 +6,6 @@ hold words that no training caption has. Everything about a scene is drawn from 
 Files come at mixed sample rates, channel counts, lengths and formats, as files in the world do; some are broken.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -20,6 +19,7 @@ from siren.collect.sources.broken import BROKEN
 from siren.collect.sources.events import SOUNDS, event
 from siren.config import Audio, ConfigError
 from siren.engine import LOCAL, Engine, each, ranges
+from siren.hashing import file_sha256
 
 EVENTS: tuple[str, ...] = tuple(SOUNDS)
 PHRASES: dict[str, tuple[str, str, str]] = {  # what it does, what one hears, the bare noun
@@ -223,5 +223,5 @@ def _row(name: str, path: Path, captions: list[str], labels: list[str], relation
         "licence": "CC0-1.0",
         "author": "siren",
         "split": split,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": file_sha256(path),
     }

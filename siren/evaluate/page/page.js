@@ -22,7 +22,11 @@ function play(button) {
   playing = button;
   button.classList.add("playing");
   audio.currentTime = 0;
-  audio.play().catch((error) => { stop(); button.title = "this browser cannot play the clip: " + error.message; });
+  audio.play().catch((error) => {
+    if (error.name === "AbortError") return;  // it was stopped before it had begun, and another one may be playing
+    stop();
+    button.title = "this browser cannot play the clip: " + error.message;
+  });
   requestAnimationFrame(function move() {
     if (playing !== button) return;
     const share = audio.duration ? audio.currentTime / audio.duration : 0;

@@ -66,7 +66,7 @@ def load_weights(network: Network, sample_rate: int) -> Clap:
     Raises ConfigError where nothing is there, or where it has not the architecture that the settings give.
     """
     assert network.weights is not None
-    if is_ours(network.weights):
+    if store.is_ours(network.weights, KIND):
         clap = load(network.weights, backend=network.backend)
         clap.sample_rate = sample_rate
     elif network.weights.startswith("weights/") and not Path(network.weights).exists():
@@ -90,15 +90,8 @@ def import_file(path: Path) -> Clap:
 
 def extra(weights: str) -> dict[str, Any]:
     """What the sidecar of saved weights tells beyond their config; where they are from, for published ones."""
-    return store.read_sidecar(weights)["extra"] if is_ours(weights) else store.origin(weights, LICENCE)
-
-
-def is_ours(folder: str | Path) -> bool:
-    """Whether `folder` holds a CLAP in our format; the hub's has a config.json too, of another content."""
-    try:
-        return bool(store.read_sidecar(folder)["kind"] == KIND)
-    except ValueError:
-        return False
+    ours = store.is_ours(weights, KIND)
+    return store.read_sidecar(weights)["extra"] if ours else store.origin(weights, LICENCE)
 
 
 def _backend(name: str) -> type[Clap]:

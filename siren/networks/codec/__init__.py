@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 ARCHITECTURE = "networks.codec.architecture"
+LICENCE = "MIT for Descript's weights; others: see their source"
 
 
 def spectral(architecture: dict[str, Any], sample_rate: int) -> Codec:
@@ -82,7 +83,7 @@ def load_weights(network: Network, audio: Audio) -> Codec:
     _require_backend(network.backend)
     assert network.weights is not None
     path = Path(network.weights)
-    if is_ours(path):
+    if store.is_ours(path, KIND):
         codec = load(path)
         if isinstance(codec, DacCodec) and network.backend != codec.backend and network.backend != "spectral":
             codec = converted(codec, network.backend)
@@ -106,16 +107,9 @@ def untrained(codec: Codec, seed: int) -> Codec:
 
 
 def extra(weights: str) -> dict[str, Any]:
-    """What the sidecar of saved weights tells beyond their config; nothing for weights from elsewhere."""
-    return store.read_sidecar(weights)["extra"] if is_ours(Path(weights)) else {"weights": weights}
-
-
-def is_ours(folder: Path) -> bool:
-    """Whether `folder` holds a network in our format; the hub's has a config.json too, of another content."""
-    try:
-        return store.read_sidecar(folder)["kind"] == KIND
-    except ValueError:
-        return False
+    """What the sidecar of saved weights tells beyond their config; where they are from, for published ones."""
+    ours = store.is_ours(weights, KIND)
+    return store.read_sidecar(weights)["extra"] if ours else store.origin(weights, LICENCE)
 
 
 def _require_backend(name: str) -> None:

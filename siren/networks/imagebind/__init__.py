@@ -99,7 +99,7 @@ def load_weights(network: Network, sample_rate: int) -> Any:
     where = f"{WHERE}.architecture"
     if _known(network.backend) == "clap":
         return clap_network.load_weights(dataclasses.replace(network, backend="transformers"), sample_rate)
-    if is_ours(network.weights):
+    if store.is_ours(network.weights, KIND):
         reward = load(network.weights)
         reward.sample_rate = sample_rate
     elif Path(network.weights).is_file():
@@ -116,18 +116,9 @@ def load_weights(network: Network, sample_rate: int) -> Any:
 
 def extra(weights: str) -> dict[str, Any]:
     """What the sidecar of saved weights tells beyond their config; where they are from, for published ones."""
-    ours = is_ours(weights) or clap_network.is_ours(weights)
-    if ours:
+    if any(store.is_ours(weights, kind) for kind in (KIND, clap_network.KIND)):
         return store.read_sidecar(weights)["extra"]
     return store.origin(weights, LICENCE) if Path(weights).is_file() else clap_network.extra(weights)
-
-
-def is_ours(folder: str | Path) -> bool:
-    """Whether `folder` holds an ImageBind in our format."""
-    try:
-        return bool(store.read_sidecar(folder)["kind"] == KIND)
-    except ValueError:
-        return False
 
 
 def _known(backend: str) -> str:
