@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 from tests.processes import PATIENCE, free_port, wait_for
 
 PREFECT = [sys.executable, "-m", "prefect"]
+TRIES = 10
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")  # types of states that a run ends in
 Start = Callable[..., subprocess.Popen[bytes]]
 
@@ -94,13 +97,22 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def api(environment: dict[str, str], path: str, body: dict[str, Any] | None = None) -> Any:
-    """One request to Prefect's server (POST with a body, else GET) → its answer."""
+    """One request to Prefect's server (POST with a body, else GET) → its answer.
+
+    Its database may be locked for a moment (503): asked again then, as Prefect's own client does.
+    """
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(
         f"{environment['PREFECT_API_URL']}{path}", data, {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)
+    for attempt in range(TRIES):
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or attempt == TRIES - 1:
+                raise
+            time.sleep(1)
 
 
 def port(environment: dict[str, str]) -> str:
