@@ -33,15 +33,16 @@ def test_importing_siren_is_enough_and_the_users_value_wins(tmp_path: Path) -> N
     assert found == {**quiet.SETTINGS, "GX_ANALYTICS_ENABLED": "true"}
 
 
-def test_prefects_own_commands_in_the_project_send_nothing_and_ask_for_work_often(tmp_path: Path) -> None:
+def test_prefects_own_commands_in_the_project_send_nothing_and_leave_the_cores_to_stages(tmp_path: Path) -> None:
     """`prefect server start` never imports siren: what holds for it is prefect.toml."""
     code = (
         "import json; from prefect.settings import get_current_settings as now; found = now(); "
-        "print(json.dumps([found.server.analytics_enabled, found.worker.query_seconds]))"
+        "print(json.dumps([found.server.analytics_enabled, found.worker.query_seconds, "
+        "found.server.services.late_runs.loop_seconds]))"
     )
     home = {"PREFECT_HOME": str(tmp_path / "prefect")}
-    assert run(code, ROOT, **home) == [False, 2.0]
-    assert run(code, tmp_path, **home) == [True, 10.0]  # Prefect's own
+    assert run(code, ROOT, **home) == [False, 5.0, 60.0]
+    assert run(code, tmp_path, **home) == [True, 10.0, 5.0]  # Prefect's own
 
 
 def test_dvc_asks_nobody_for_a_newer_version() -> None:
