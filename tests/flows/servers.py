@@ -105,12 +105,14 @@ def api(environment: dict[str, str], path: str, body: dict[str, Any] | None = No
     request = urllib.request.Request(
         f"{environment['PREFECT_API_URL']}{path}", data, {"Content-Type": "application/json"}
     )
-    for attempt in range(TRIES):
+    tries = 0
+    while True:
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
-            if error.code != 503 or attempt == TRIES - 1:
+            tries += 1
+            if error.code != 503 or tries == TRIES:
                 raise
             time.sleep(1)
 
