@@ -48,7 +48,8 @@ test: setup
 	lint-imports
 	$(PYTEST)
 
-# The three guides that train: your own sounds, captioning, and the paper's page; the others are followed by `make test`.
+# The three guides that train: your own sounds, the paper's page, captioning (in an order that fills two workers); `make test`
+# follows the others.
 guides: setup
 	$(PYTEST) -m slow --dist load tests/docs
 

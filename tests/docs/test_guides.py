@@ -145,6 +145,15 @@ def test_own_sounds_become_a_champion(clone):
 
 
 @pytest.mark.slow
+def test_the_paper_s_page_is_made(clone):
+    shutil.rmtree(clone / "data", ignore_errors=True)
+    small(clone, "demo")
+    follow(clone, "reproduce-the-paper.md")
+    page = (clone / "reports" / "paper.html").read_text()
+    assert "not run" in page
+
+
+@pytest.mark.slow
 def test_sounds_without_text_are_captioned(clone):
     import pyarrow.parquet as pq
     from omegaconf import OmegaConf
@@ -168,12 +177,3 @@ def test_sounds_without_text_are_captioned(clone):
     left = pq.read_table(clone / "data/captions/quarantine.parquet", columns=["item"])["item"].to_pylist()
     theirs = {row["id"] for row in rows if row["captioner"] == "autocap"} | set(left)
     assert {name.rsplit("-", 1)[0] for name in theirs} == {"found-000002", "found-000003", "found-000004"}
-
-
-@pytest.mark.slow
-def test_the_paper_s_page_is_made(clone):
-    shutil.rmtree(clone / "data", ignore_errors=True)
-    small(clone, "demo")
-    follow(clone, "reproduce-the-paper.md")
-    page = (clone / "reports" / "paper.html").read_text()
-    assert "not run" in page
