@@ -15,6 +15,7 @@ Shapes: N clips · S samples.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -30,6 +31,24 @@ from siren.train.loop import Checkpoint, Log, Watch, adamw, learning_rate, set_l
 
 STAGES = ("language", "listening", "finetuning")
 MISSING = 0.35  # share of words that `language` has to find again
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Clips of people's captions; the arguments of `train_autocap`. Raises ValueError where they do not go together."""
+
+    wavs: np.ndarray
+    captions: list[list[str]]
+    metadata: Sequence[Metadata]
+    relations: Sequence[str | None]
+
+    def __post_init__(self) -> None:
+        wavs, captions, metadata, relations = self.wavs, self.captions, self.metadata, self.relations
+        if not len(wavs) == len(captions) == len(metadata) == len(relations) > 0:
+            raise ValueError(
+                f"{len(wavs)} waveforms, {len(captions)} lists of captions, {len(metadata)} mappings of metadata: all "
+                "must be equally many, and at least one"
+            )
 
 
 def train_autocap(
@@ -50,11 +69,7 @@ def train_autocap(
     gives each stage the place of its own; a killed run goes on where it was. Raises FloatingPointError on a loss or
     gradient that is not finite.
     """
-    if not len(wavs) == len(captions) == len(metadata) == len(relations) > 0:
-        raise ValueError(
-            f"{len(wavs)} waveforms, {len(captions)} lists of captions, {len(metadata)} mappings of metadata: all must "
-            "be equally many, and at least one"
-        )
+    corpus = Corpus(wavs, captions, metadata, relations)
     model.to(device).train()
     stages = [(name, training) for name in STAGES if (training := getattr(settings, name)) is not None]
     places = {name: checkpoint(name) for name, _ in stages}
@@ -62,9 +77,7 @@ def train_autocap(
     for index, (name, training) in enumerate(stages):
         begun = any(place is not None and place.latest() for place in list(places.values())[index + 1 :])
         if not begun:  # else its result is in the checkpoint of a later one
-            _stage(
-                model, name, training, wavs, captions, metadata, relations, settings, seed, log, places[name], before
-            )
+            _stage(model, name, training, corpus, settings, seed, log, places[name], before)
         before += training.steps
     model.writer.freeze_language(False)
     model.eval()
@@ -74,10 +87,7 @@ def _stage(
     model: AutoCap,
     name: str,
     training: Training,
-    wavs: np.ndarray,
-    captions: list[list[str]],
-    metadata: Sequence[Metadata],
-    relations: Sequence[str | None],
+    corpus: Corpus,
     settings: Settings,
     seed: int,
     log: Log,
@@ -94,13 +104,13 @@ def _stage(
         for step in track(range(first, training.steps), f"autocap {name}", training.steps, first, "step"):
             random = np.random.default_rng([seed, STAGES.index(name), step])
             torch.manual_seed(int(random.integers(2**62)))
-            rows = random.integers(len(wavs), size=training.batch_size)
-            texts = [captions[row][random.integers(len(captions[row]))] for row in rows]
+            rows = random.integers(len(corpus.wavs), size=training.batch_size)
+            texts = [corpus.captions[row][random.integers(len(corpus.captions[row]))] for row in rows]
             if name == "language":
                 states, mask = writer.denoise([with_gaps(text, random) for text in texts])
             else:
-                wav = _heard(wavs[rows], [relations[row] for row in rows], settings.augment_share, random)
-                known = [missing(metadata[row], settings.metadata_dropout, random) for row in rows]
+                wav = _heard(corpus.wavs[rows], [corpus.relations[row] for row in rows], settings.augment_share, random)
+                known = [missing(corpus.metadata[row], settings.metadata_dropout, random) for row in rows]
                 states, mask = writer.encode(*model.hear(wav.to(device)), known)
             loss = writer.loss(states, mask, texts, settings.label_smoothing)
             optimiser.zero_grad(set_to_none=True)
