@@ -20,7 +20,7 @@ from siren.collect.fetch import videos
 from siren.collect.fetch.download import Downloader
 from siren.collect.sources import CLIPS_SCHEMA, REMOTE, collect
 from siren.config import Audio, ConfigError, Source
-from tests.collect.server import Server, serving, stalled, status, truncated
+from tests.collect.server import Server, serving, status, truncated
 from tests.collect.test_download import SETTINGS
 
 AUDIO = Audio(16000, 10.0)
@@ -302,7 +302,9 @@ def test_esc50_takes_the_stricter_of_two_licences(run: Run, server: Server) -> N
     credits += "- [2-100210-B.ogg]:  clip derived from by night (http://x/sounds/100210/) by some one [CC0]\n"
     files = {f"audio/{name}.wav": wav(n) for n, name in enumerate(["1-100032-A-0", "2-100210-B-36"])}
     files |= {"meta/esc50.csv": table.encode(), "LICENSE": credits.encode()}
-    url = server.add("/master.zip", archive({f"ESC-50-master/{name}": data for name, data in files.items()}), stalled)
+    url = server.add(
+        "/master.zip", archive({f"ESC-50-master/{name}": data for name, data in files.items()}), truncated(10)
+    )
     rows, bad = run("esc50", {"archive": url, "val_folds": [2], "test_folds": [5]})
     dog, cleaner = rows["esc50-1-100032-A-0"], rows["esc50-2-100210-B-36"]
     assert (dog["licence"], dog["author"], dog["recording_id"]) == ("CC0-1.0", "nfrae", "freesound:100032")
