@@ -38,11 +38,11 @@ def test_prefects_own_commands_in_the_project_send_nothing_and_leave_the_cores_t
     code = (
         "import json; from prefect.settings import get_current_settings as now; found = now(); "
         "print(json.dumps([found.server.analytics_enabled, found.worker.query_seconds, "
-        "found.server.services.late_runs.loop_seconds]))"
+        "found.server.services.late_runs.loop_seconds, found.server.services.task_run_recorder.batch_size]))"
     )
     home = {"PREFECT_HOME": str(tmp_path / "prefect")}
-    assert run(code, ROOT, **home) == [False, 5.0, 60.0]
-    assert run(code, tmp_path, **home) == [True, 10.0, 5.0]  # Prefect's own
+    assert run(code, ROOT, **home) == [False, 5.0, 60.0, 50]
+    assert run(code, tmp_path, **home) == [True, 10.0, 5.0, 1]  # Prefect's own
 
 
 def test_dvc_asks_nobody_for_a_newer_version() -> None:
