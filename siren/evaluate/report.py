@@ -40,6 +40,7 @@ class Report:
     missing: Sequence[Missing] = ()
     sweep: Sequence[Mapping[str, Any]] | None = None  # what thresholds keep, siren.filter.select.SWEEP_SCHEMA
     min_score: float | None = None  # the threshold of this run
+    captioner: Mapping[str, Any] | None = None  # its captions beside people's, where there is one
 
 
 def render(report: Report) -> str:
@@ -89,6 +90,7 @@ def arrange(report: Report) -> dict[str, Any]:
         "funnel": _funnel(report.funnel),
         "quarantine": report.quarantine,
         "networks": [tables.network_table(name, data) for name, data in report.networks.items()],
+        "captioner": tables.captioner_table(report.captioner) if report.captioner else None,
         "lineage": report.lineage,
         "missing": report.missing,
     }

@@ -143,6 +143,40 @@ def network_table(name: str, data: Mapping[str, Any]) -> dict[str, Any]:
     return {"name": name, "columns": [_words(title) for title in figures], "rows": rows}
 
 
+CAPTION_ROWS = (
+    Row("clap_score", "CLAP score", "higher"),
+    Row("cider_d", "CIDEr-D", "higher"),
+    Row("bleu_4", "BLEU-4", "higher"),
+    Row("rouge_l", "ROUGE-L", "higher"),
+    Row("distinct_words", "Distinct words"),
+    Row("mean_length", "Words a caption"),
+)
+
+
+def captioner_table(data: Mapping[str, Any], examples: int = 6) -> dict[str, Any] | None:
+    """Captions of the last split that has any (test), by people and by the network; None where there are none.
+
+    `data`: what the stage `autocap` reports, split → who wrote them → figures.
+    """
+    splits = [split for split in data if data[split]]
+    if not splits:
+        return None
+    writers = data[splits[-1]]
+    rows = []
+    for row in CAPTION_ROWS:
+        found = [_figure(figures, row.key) for figures in writers.values()]
+        counts = [{"value": _value(each and each["value"]), "interval": ""} for each in found]
+        cells = [_cell(row, each) for each in found] if row.better else counts
+        rows.append({"name": row.name, "arrow": ARROWS[row.better], "cells": cells})
+    said = [figures["examples"][:examples] for figures in writers.values() if "examples" in figures]
+    return {
+        "split": splits[-1],
+        "columns": [name[0].upper() + name[1:] for name in writers],
+        "rows": rows,
+        "examples": said[-1] if said else [],
+    }
+
+
 def _counted(value: Any) -> Any:
     """{"0": a, "1": b} → [a, b]"""
     is_counted = isinstance(value, Mapping) and value and list(value) == [str(i) for i in range(len(value))]

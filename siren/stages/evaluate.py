@@ -164,6 +164,7 @@ def _write_page(config: Config, measured: Any, chosen: Any, sounds: Any, listing
         missing=records.missing,
         sweep=records.sweep(SPLITS / "sweep.csv"),
         min_score=config.filter.select.min_score,
+        captioner=records.json(REPORTS / "networks" / "autocap.json", "captioner", "autocap"),
     )
     (REPORTS / "index.html").write_text(render(page), encoding="utf-8")
 

@@ -334,6 +334,35 @@ def test_a_networks_own_figures_stand_beside_those_of_the_untrained_one() -> Non
 # -- what earlier stages left -----------------------------------------------------------------------------------------
 
 
+def captioner() -> dict[str, Any]:
+    """As the stage `autocap` reports it."""
+    interval = {"value": 1.7, "low": 1.54, "high": 1.87, "count": 276}
+    spoken = [{"id": f"clip-{i}", "written": f"<b>dog</b> {i}", "people": f"a dog barks {i}"} for i in range(8)]
+    figures = {"clap_score": 0.774, "cider_d": interval, "mean_length": {**interval, "value": 6.358}}
+    alone = {**figures, "examples": spoken}
+    return {"val": {"people": {"clap_score": 0.1}}, "test": {"people": {"clap_score": 0.768}, "sound alone": alone}}
+
+
+def test_a_captioner_stands_beside_people_with_intervals_and_examples(report: Report) -> None:
+    shown = tables.captioner_table(captioner())
+    assert shown is not None
+    assert (shown["split"], shown["columns"]) == ("test", ["People", "Sound alone"])
+    cells = {row["name"]: [(cell["value"], cell["interval"]) for cell in row["cells"]] for row in shown["rows"]}
+    assert cells["CLAP score"] == [("0.768", ""), ("0.774", "")]
+    assert cells["CIDEr-D"] == [("\u2013", ""), ("1.70", "1.54\u20131.87")]
+    assert cells["Words a caption"] == [("\u2013", ""), ("6.36", "")]
+    page = changed(report, captioner=captioner())
+    assert Reader(page).open == []
+    assert page.count("a dog barks") == 6
+    assert "<b>dog" not in page
+    assert 'href="#captioner"' in page
+
+
+@pytest.mark.parametrize("none", [None, {}, {"val": {}, "test": {}}])
+def test_without_a_captioner_the_page_does_not_speak_of_one(report: Report, none: dict[str, Any] | None) -> None:
+    assert "captioner" not in changed(report, captioner=none)
+
+
 def test_curves_leave_out_points_that_were_not_measured(tmp_path: Path) -> None:
     (tmp_path / "curve.csv").write_text("step,loss,val_loss_codebook_3\n0,5.5,5.4\n10,4.0,\n20,3.0,2.5\n")
     curve = read_curve(tmp_path / "curve.csv")
