@@ -184,3 +184,13 @@ def test_a_worker_that_was_killed_is_one_line(siren: Siren, project: Path, monke
 
 def killer(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_brackets_in_tables_are_text(capsys: pytest.CaptureFixture[str]) -> None:
+    from siren.cli.tables import print_table
+
+    print_table(["source", "licence [x]"], [["field [wet]", "free, see [/licence.txt]"]])
+    shown = capsys.readouterr().out
+    assert "field [wet]" in shown
+    assert "[/licence.txt]" in shown
+    assert "licence [x]" in shown

@@ -63,16 +63,17 @@ def measure(
 
 def _print_measured(measured: "Measured", rows: Sequence[tuple[str, ...]]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("figure", "generated", "interval (95 %)", "reference", "clips")
     table.columns[0].overflow = "fold"  # a figure is nothing without the name of its network
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console = Console()
     console.print(table)
     for note in measured.record["notes"]:
-        console.print(f"note: {note}", highlight=False)
+        console.print(f"note: {note}", highlight=False, markup=False)
     spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in measured.seconds.items())
     progress.notice(f"{measured.forwards} batches through networks; {spent}")
 

@@ -132,11 +132,12 @@ def _network(name: str, given: str | None) -> Path | None:
 
 def _print_verdict(verdict: "Verdict") -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     champion = f"champion {verdict.champion.uri}" if verdict.champion else "no champion yet"
     table = Table("check", f"challenger {verdict.challenger.uri}", champion, "passed", "why")
     for check in verdict.checks:
         passed = {True: "yes", False: "NO", None: "not asked"}[check.passed]
-        table.add_row(check.name, check.challenger, check.champion, passed, check.reason)
+        table.add_row(*map(escape, (check.name, check.challenger, check.champion, passed, check.reason)))
     Console().print(table)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from siren import progress
+from siren.textfile import lines, read_text
 
 if TYPE_CHECKING:
     from siren.serve.engine import Engine
@@ -178,5 +179,5 @@ def _lines(file: str) -> list[str]:
     """The prompts of a file, or of standard input; empty lines are none."""
     if file != "-" and not Path(file).is_file():
         raise ValueError(f"no file {file}; --file takes one with a prompt on each line, or - for standard input")
-    text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    text = sys.stdin.read().removeprefix("\ufeff") if file == "-" else read_text(Path(file))
+    return [line.strip() for line in lines(text) if line.strip()]

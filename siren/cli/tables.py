@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -21,9 +22,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table()
     for number, column in enumerate(columns):
         figures = number and all(row[number][:1].isdigit() or not row[number] for row in rows)
-        table.add_column(column, justify="right" if figures else "left", overflow="fold")
+        table.add_column(escape(column), justify="right" if figures else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     Console().print(table)
 
 

@@ -7,6 +7,7 @@ failed generations.
 
 import csv
 import hashlib
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,7 @@ import numpy as np
 from siren import audio
 from siren.hashing import file_sha256
 from siren.progress import track
+from siren.textfile import lines, read_text
 
 SUFFIXES = (".flac", ".mp3", ".ogg", ".wav")
 
@@ -71,7 +73,7 @@ def read_manifest(path: str | Path, keep: Sequence[str] = ()) -> list[dict[str, 
             {
                 "id": Path(str(row["file"])).stem,
                 "caption": str(row["caption"]).strip(),
-                "labels": [str(label).strip() for label in labels],
+                "labels": [name for label in labels if (name := str(label or "").strip())],
                 **{key: str(row.get(key) or "").strip() for key in keep},
             }
         )
@@ -89,11 +91,9 @@ def table(path: Path) -> list[dict[str, Any]]:
 
         return list(pq.read_table(path).to_pylist())
     if path.suffix in (".jsonl", ".ndjson"):
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-        return [_row(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        return [_row(path, number, line) for number, line in enumerate(lines(read_text(path)), 1) if line.strip()]
     if path.suffix == ".csv":
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            return list(csv.DictReader(file))
+        return list(csv.DictReader(io.StringIO(read_text(path), newline="")))
     raise ValueError(f"{path.name} is no manifest: the suffix must be .csv, .jsonl or .parquet")
 
 

@@ -134,13 +134,14 @@ class Studio:
     def make(self, wanted: list[tuple[str, int]], prompt: str, seconds: float, **changes: Any) -> Iterator[list[str]]:
         """Clips for (model, seed) pairs, all at once; their keys first, and again whenever more of one can be heard.
 
+        `changes` to the sampling that each model was registered with; `top_k` None is every code.
+
         Raises ValueError, Full or Closing before anything is made. Closing the iterator gives up what is not done.
         """
-        given = {name: value for name, value in changes.items() if value is not None}
         checked = []
         for name, seed in wanted:
             engine = self.engines[name]
-            sampling = replace(engine.bundle.sampling, **given)
+            sampling = replace(engine.bundle.sampling, **changes)
             checked.append((name, seed, sampling, engine.check(prompt, seconds, sampling)))
         keys: list[str] = []
         sounds: list[Sound] = []
@@ -273,8 +274,10 @@ def page(studio: Studio, notes: Sequence[str] = ()) -> gr.Blocks:
         wanted = [(name, int(seed or 0) + n) for n in range(int(takes)) for name in models]
         note = f" {MOST_CLIPS} clips at once, so {MOST_CLIPS // len(models)} of each model."
         note, wanted = note if len(wanted) > MOST_CLIPS else "", wanted[:MOST_CLIPS]
-        changes = {"temperature": temperature, "top_k": None if not top_k else int(top_k), "top_p": top_p}
-        changes["guidance"] = guidance
+        given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "guidance": guidance}
+        changes = {name: value for name, value in given.items() if value is not None}  # a field that was emptied
+        if "top_k" in changes:
+            changes["top_k"] = int(changes["top_k"]) or None
         begun = time.monotonic()
         try:
             sounds = studio.make(wanted, prompt or "", float(seconds), **changes)

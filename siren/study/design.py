@@ -20,7 +20,7 @@ import numpy as np
 
 from siren import audio
 from siren.atomic import write_text
-from siren.evaluate.folders import gather, read, read_manifest
+from siren.evaluate.folders import gather, read_manifest
 from siren.progress import track
 
 STUDY, CLIPS = "study.json", "clips"
@@ -73,9 +73,11 @@ def make(folder: Path, manifest: Path, systems: Mapping[str, Path], seed: int) -
         raise ValueError(f"{folder} holds a study already, perhaps with answers; take another folder")
     prompts = read_manifest(manifest, keep=("set",))
     found = {name: gather(path, [p["id"] for p in prompts], name) for name, path in systems.items()}
-    trials, notes = [], []
+    trials = []
+    wide = {name: max(sounds.channels) for name, sounds in found.items()}
+    notes = [f"{name} has {count} channels; raters hear their mean" for name, count in wide.items() if count > 1]
     for row, prompt in enumerate(track(prompts, "clips", unit="prompt")):
-        wavs = {name: (read(sounds.paths[row]), sounds.sample_rate) for name, sounds in found.items()}
+        wavs = {name: (audio.to_mono(audio.read(s.paths[row])[0]), s.sample_rate) for name, s in found.items()}
         gains = _gains(wavs)
         names = {name: hashlib.sha256(f"{seed} {prompt['id']} {name}".encode()).hexdigest()[:20] for name in wavs}
         for name, (wav, rate) in wavs.items():

@@ -227,11 +227,17 @@ def test_a_manifest_of_videos_keeps_what_people_said_of_them(run: Run, programs:
         "label": "Rain;Roof",
         "split": "eval",
     }
-    manifest.write_text(json.dumps(row) + "\n" + json.dumps(row | {"split": "some"}) + "\n")
+    ragged = {"video": "fineAAAAAAA", "start": 3}
+    others = [row | {"split": "some"}, row | {"caption": "Rain on a roof"}, ragged]
+    manifest.write_text("".join(json.dumps(each) + "\n" for each in [row, *others]))
     rows, bad = run("videos", {"manifest": str(manifest)})
     found = rows["videos-fineAAAAAAA-1000-2500"]
-    assert (found["captions"], found["labels"], found["split"]) == (["Rain falls"], ["Rain", "Roof"], "test")
-    assert bad == {"videos.jsonl:2": "bad_split"}
+    assert (found["captions"], found["labels"], found["split"]) == (
+        ["Rain falls", "Rain on a roof"],
+        ["Rain", "Roof"],
+        "test",
+    )
+    assert bad == {"videos.jsonl:2": "bad_split", "videos.jsonl:4": "bad_time"}
     with pytest.raises(ConfigError, match="there is no such file"):
         run("videos", {"manifest": "none.csv"})
     (tmp_path / "wrong.csv").write_text("id,start\nx,1\n")

@@ -33,6 +33,7 @@ def quarantine(*rows: tuple[str, str]) -> pa.Table:
 def corpus() -> gate.Corpus:
     """Seven clips: one lost in fetch, one in segment; segment e-000's clip has a second piece that was silent."""
     clips = {"id": [*NAMES, "f"], "path": [f"audio/{name}" for name in [*NAMES, "f"]], "split": [*SPLITS, "train"]}
+    clips |= {"start": [None] * 6, "end": [1.5, 2.5, *[None] * 4]}
     clips |= {"captions": [["x"]] * 6, "labels": [["dog"]] * 6, "recording_id": [*NAMES, "f"]}
     clips |= {"source": ["s"] * 6, "licence": ["CC0-1.0"] * 6, "sha256": ["0" * 64] * 6}
     ids = [f"{name}-000" for name in NAMES]
@@ -85,6 +86,13 @@ def test_a_clip_without_any_text_is_for_a_captioner_that_hears() -> None:
         relaxed(0.5).filter, caption=settings.Caption("autocap", None, None, settings.BeamSearch("elsewhere", 1, 1))
     )
     gate.gate(gate.validate(lacking, dataclasses.replace(CONFIG, filter=hearing)))
+
+
+def test_two_parts_of_one_file_are_two_clips() -> None:
+    one_file = damaged("clips", "path", 1, "audio/a")(corpus())
+    gate.gate(gate.validate(one_file, relaxed(0.5)))
+    with pytest.raises(gate.GateError, match=r"clips: expect_column_values_to_be_unique .*part.*: 2 of 6"):
+        gate.gate(gate.validate(damaged("clips", "end", 1, 1.5)(one_file), relaxed(0.5)))
 
 
 DAMAGE: dict[str, tuple[Callable[[gate.Corpus], gate.Corpus], str]] = {
@@ -209,7 +217,7 @@ def test_the_index_of_tokens_is_held_against_the_pairs(damage: str) -> None:
 
 def test_failing_rows_are_named_up_to_a_limit_and_counted() -> None:
     many = 100
-    clips = {"id": [f"c{n}" for n in range(many)], "path": [f"p{n}" for n in range(many)], "split": ["dev"] * many}
+    clips = {"id": [f"c{n}" for n in range(many)], "part": [f"p{n}" for n in range(many)], "split": ["dev"] * many}
     clips |= {name: ["x"] * many for name in ("recording_id", "source", "licence")}
     frames = {"clips": pa.table(clips | {"sha256": ["0" * 64] * many, "num_texts": [1] * many}).to_pandas()}
     with pytest.raises(gate.GateError, match=r"be_in_set .*: 100 of 100 rows, e.g. c0 \(dev\), .*, and 80 more$"):

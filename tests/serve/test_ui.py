@@ -35,7 +35,7 @@ def test_clips_of_two_models_are_made_together_and_can_be_downloaded(bundle):
     for engine in engines.values():
         engine.start()
     wanted = [("one", 7), ("two", 7), ("one", 8)]
-    *_, keys = studio.make(wanted, "a dog barks", 0.1, temperature=0.8, top_k=None, top_p=1, guidance=1)
+    *_, keys = studio.make(wanted, "a dog barks", 0.1, temperature=0.8, top_p=1, guidance=1)
     one, two, other = (studio.recordings[key].wav for key in keys)
     assert np.array_equal(one, two)
     assert not np.array_equal(one, other)
@@ -47,6 +47,8 @@ def test_clips_of_two_models_are_made_together_and_can_be_downloaded(bundle):
     told = studio.recordings[keys[0]].facts
     assert (told["prompt"], told["seed"], told["model"]) == ("a dog barks", 7, "one")
     assert told["sampling"] == {"temperature": 0.8, "top_k": 8, "top_p": 1, "guidance": 1}
+    *_, (key,) = studio.make([("one", 7)], "a dog barks", 0.1, top_k=None)  # the page's 0
+    assert studio.recordings[key].facts["sampling"]["top_k"] is None
     with pytest.raises(ValueError, match="allowed; ask for less"):
         next(studio.make(wanted, "a dog barks", 9.0))
     gone = studio.make([("one", 0)], "a dog barks", 0.2)

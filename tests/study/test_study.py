@@ -33,6 +33,22 @@ def test_clips_are_equally_loud_and_their_names_say_nothing(tmp_path):
     assert design.load(tmp_path / "study") == study
 
 
+def test_raters_hear_all_channels_and_are_said_to(tmp_path):
+    tone = 0.1 * np.sin(np.arange(8000) / 5)
+    for name, channels in (("left", [tone, 0 * tone]), ("right", [0 * tone, tone]), ("mono", [tone])):
+        (tmp_path / name).mkdir()
+        soundfile.write(tmp_path / name / "a.wav", np.stack(channels, axis=1), 8000)
+    (tmp_path / "list.csv").write_text("file,caption\na.wav,a tone\n")
+    folders = {name: tmp_path / name for name in ("left", "right", "mono")}
+    study, notes = design.make(tmp_path / "study", tmp_path / "list.csv", folders, 0)
+    assert notes == ["left has 2 channels; raters hear their mean", "right has 2 channels; raters hear their mean"]
+    heard = {
+        name: soundfile.read(tmp_path / "study" / "clips" / file)[0] for name, file in study.trials[0].clips.items()
+    }
+    assert np.array_equal(heard["left"], heard["right"])
+    assert np.abs(heard["right"]).max() > 0.05
+
+
 def test_a_clip_that_would_clip_makes_its_whole_trial_quieter():
     spike = np.zeros(16000)
     spike[::4000] = 0.9  # quiet for its peak

@@ -28,7 +28,7 @@ def corpus(count: int) -> tuple[np.ndarray, list[list[str]], list[dict[str, str]
 
 
 def stages(steps: int, checkpoint_every: int = 1000) -> dict[str, Training]:
-    one = Training(steps, 8, 3e-3, 1, 0.1, 0.0, 1.0, 5, checkpoint_every)
+    one = Training(steps, 8, 1e-3, 1, 0.1, 0.0, 1.0, 5, checkpoint_every)
     return dict.fromkeys(("language", "listening", "finetuning"), one)
 
 
@@ -74,7 +74,7 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path, stop: int)
 
 @pytest.mark.slow
 def test_it_learns_to_say_what_it_hears_with_and_without_metadata(tmp_path: Path) -> None:
-    chosen = settings(tmp_path, **stages(150), architecture={}, augment_share=0.0)
+    chosen = settings(tmp_path, **stages(200), architecture={}, augment_share=0.0)
     network, (wavs, captions, known, relations) = made(chosen), corpus(16)
     train_autocap(network, wavs, captions, known, relations, chosen, 0, lambda step, metrics: None)
     for metadata in (known, [{} for _ in known]):

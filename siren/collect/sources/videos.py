@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from siren.collect.fetch import videos
+from siren.collect.fetch import tables, videos
 from siren.collect.fetch.download import Downloader
 from siren.collect.fetch.media import Item, Row, rejected
 from siren.collect.sources import manifest as manifests
@@ -28,7 +28,7 @@ class Options:
 
 
 def items(options: dict[str, Any], downloader: Downloader) -> Iterator[Item | Row]:
-    """Parts in the order of the manifest; those of one video are cut out of one download."""
+    """Parts in the order of the manifest: those of one video out of one download, several captions of one together."""
     settings = parse(Options, options, "collect.fetch.sources videos")
     path = Path(settings.manifest).expanduser()
     require(path.is_file(), f"the source videos has manifest {settings.manifest!r}; there is no such file")
@@ -49,12 +49,12 @@ def items(options: dict[str, Any], downloader: Downloader) -> Iterator[Item | Ro
             found.append(_item(row, settings))
         except BadRow as error:
             found.append(rejected(f"{path.name}:{line}", error.reason, f"{path.name} line {line}: {error}"))
-    yield from videos.together(found)
+    yield from videos.together(list(tables.merged(found)))
 
 
 def _item(row: dict[str, Any], settings: Options) -> Item:
-    video, split = text(row["video"], "video"), text(row.get("split"), "split").lower() or "train"
-    start, end = seconds(row["start"], "start"), seconds(row["end"], "end")
+    video, split = text(row.get("video"), "video"), text(row.get("split"), "split").lower() or "train"
+    start, end = seconds(row.get("start"), "start"), seconds(row.get("end"), "end")
     if not videos.ID.fullmatch(video):
         raise BadRow("bad_row", f"{manifests.shown(video)} is no YouTube id")
     if start is None or end is None or end <= start:
