@@ -1,20 +1,18 @@
 """What can be deleted: `siren gc`. Never anything that a registered model came from, that a branch, a tag or any other
-ref of git names (DVC's experiments are such refs), or that is not sent to MLflow yet.
+ref of git names (DVC's experiments are such refs; of a stash all entries), or that is not sent to MLflow yet.
 
 DVC's own `dvc gc` knows the workspace and commits; it does not know the registry, whose versions stand on data that may
-be in no commit. Where the registry or git does not answer, or DVC is at work, nothing is offered.
+be in no commit. Where a registry is missing, it or git does not answer, or DVC is at work, nothing is offered.
 """
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from siren.atomic import leftovers
 from siren.tracking import lineage, locks, origin, records, store
@@ -30,6 +28,10 @@ KINDS = CACHED, CHECKPOINTS, PIECES, HALVES, RECORDS, ARMS, BEGUN = (
     "unfinished arms of claims",
 )
 ON_REQUEST = (ARMS, BEGUN)  # `siren claims` and `siren paper` would train them again, for hours
+NAMES = re.compile(r"(^|/)dvc\.lock$|[^/]\.dvc$")  # files that name what is in DVC's cache
+HASH = re.compile(r"\b[0-9a-f]{32}(?:\.dir)?\b")
+APART = {".dvc", ".git", ".venv", "mlartifacts"}  # folders of no workspace's files; the registry's copies go with it
+NOTHING = re.compile("not a git repository|Not a valid object name HEAD")  # of git's errors
 WRITTEN = (".siren", "data", "models", "outputs", "reports")  # where half-written files may lie
 Found = list[tuple[str, Path]]  # what, and a file or folder
 
@@ -37,7 +39,7 @@ Found = list[tuple[str, Path]]  # what, and a file or folder
 def collect(root: Path, days: float) -> Found:
     """Files and folders that nothing needs any more and nobody touched for `days`.
 
-    Raises ValueError where DVC is at work or git does not answer; the store's own errors where the registry does not.
+    Raises ValueError where DVC is at work, or git or a registry does not answer.
     """
     before = time.time() - days * 86400
     _idle(root)
@@ -72,12 +74,8 @@ def remove(root: Path, found: Found) -> int:
 
 def keep(root: Path) -> set[str]:
     """DVC's hashes of what is needed: by the workspace, every ref of git (branches, tags, experiments, the stash), and
-    every registered model."""
-    texts = [(root / "dvc.lock").read_text()] if (root / "dvc.lock").is_file() else []
-    refs = _refs(root)
-    texts += [_git(root, "show", f"{ref}:./dvc.lock").stdout for ref in refs]  # nothing where a commit has none
-    hashes = {str(out.get("md5") or "") for text in texts for out in _outs(text)}
-    return hashes | origin.needed(store.connect(store.address(root)))
+    every registered model. Raises ValueError where git or a registry does not answer."""
+    return _workspace(root) | _committed(root) | _registered(root)
 
 
 def unneeded(cache: Path, hashes: Iterable[str]) -> list[Path]:
@@ -90,9 +88,70 @@ def unneeded(cache: Path, hashes: Iterable[str]) -> list[Path]:
     return sorted(path for path in cache.glob("??/*") if path.parent.name + path.name not in wanted)
 
 
-def _outs(text: str) -> list[dict[str, Any]]:
-    stages = (yaml.safe_load(text) or {}).get("stages", {})
-    return [out for entry in stages.values() for key in ("outs", "deps") for out in entry.get(key, [])]
+def _workspace(root: Path) -> set[str]:
+    """What the workspace's dvc.lock and *.dvc name, wherever below `root` they lie."""
+    hashes: set[str] = set()
+    for folder, below, names in os.walk(root):
+        below[:] = [name for name in below if name not in APART]
+        for name in filter(NAMES.search, names):
+            hashes |= _hashes((Path(folder) / name).read_text(errors="replace"))
+    return hashes
+
+
+def _committed(root: Path) -> set[str]:
+    """The same of every commit that `_refs` lists. Each version of a file is read once, all by one process."""
+    blobs: set[str] = set()
+    for ref in _refs(root):
+        listed = _git(root, "ls-tree", "-r", "-z", ref, "--", ".").split("\0")[:-1]
+        for facts, _, path in (entry.partition("\t") for entry in listed):
+            _, kind, name = facts.split()
+            if kind == "blob" and NAMES.search(path):
+                blobs.add(name)
+    text = _git(root, "cat-file", "--batch", given="\n".join(sorted(blobs))) if blobs else ""
+    if missing := re.findall("^(.*) missing$", text, re.MULTILINE):
+        raise ValueError(f"git does not say what is still needed, so nothing is offered: no object {missing[0]}")
+    return _hashes(text)
+
+
+def _hashes(text: str) -> set[str]:
+    """Every DVC hash in a dvc.lock or *.dvc: of outputs and dependencies, of the files of a directory that is listed in
+    place, and also where a merge left two halves that no parser reads. A word too many keeps nothing but a file."""
+    return set(HASH.findall(text))
+
+
+def _registered(root: Path) -> set[str]:
+    """What the models came from that are registered in the project's store, or in one that runs of it were sent to.
+
+    A shell that does not know the store would ask an empty database, which MLflow makes on the spot: nothing here does.
+    """
+    own = store.address(root)
+    runs = (json.loads((folder / "run.json").read_text()) for folder in records.folders(root))
+    named = [known["store"] for known in (*runs, *records.pipeline_notes(root))]  # the notes outlive the records
+    hashes: set[str] = set()
+    for uri in dict.fromkeys([own, *named]):
+        database = Path(uri.removeprefix("sqlite:///"))
+        if uri.startswith("sqlite:") and not database.is_file():
+            if uri == own and not (root / "dvc.lock").is_file() and not any((root / CACHE).glob("??/*")):
+                continue  # DVC made nothing here yet
+            raise ValueError(
+                f"no registry at {uri}, so what registered models need is not known and nothing is offered; "
+                f"{_remedy(uri, own)}"
+            )
+        try:
+            hashes |= origin.needed(store.connect(uri))
+        except Exception as error:  # whatever a store, a network or a proxy may raise
+            why = (str(error).splitlines() or [""])[0]
+            raise ValueError(
+                f"the registry {uri} does not answer, so nothing is offered ({type(error).__name__}: {why}); "
+                f"start it, or {_remedy(uri, own)}"
+            ) from error
+    return hashes
+
+
+def _remedy(uri: str, own: str) -> str:
+    if uri == own:
+        return "set MLFLOW_TRACKING_URI to the store that models are registered in"
+    return f"where it is gone for good, `siren track flush --redirect {uri}` sends its runs to {own} instead"
 
 
 def _checkpoints(root: Path) -> Found:
@@ -149,18 +208,27 @@ def _idle(root: Path) -> None:
 
 
 def _refs(root: Path) -> list[str]:
-    """The commits of all refs and of HEAD; none where there is no repository. Raises ValueError where git fails."""
-    done = _git(root, "for-each-ref", "--format=%(objectname)")
-    if done.returncode == 0:
-        return list(dict.fromkeys(["HEAD", *done.stdout.split()]))
-    if "not a git repository" in done.stderr:
-        return []
-    raise ValueError(f"git does not say what is still needed, so nothing is offered: {done.stderr.strip()}")
+    """HEAD, and the commits of all refs; nothing of them where there is no repository.
+
+    A stash is one ref, whose older entries stand in the ref's log alone; DVC's queue of experiments is such a ref. The
+    parents of an entry hold what was in the index and what git did not track.
+    """
+    form = "%(objectname) %(objecttype) %(*objecttype) %(refname)"  # the last type is of what a tag stands for
+    listed = [line.split() for line in _git(root, "for-each-ref", f"--format={form}").splitlines()]
+    commits = ["HEAD", *(name for name, *kinds, _ in listed if kinds[-1] == "commit")]
+    for ref in (ref for *_, ref in listed if ref.endswith(("/stash", "/failed"))):
+        commits += _git(root, "rev-list", "-g", "--parents", ref).split()
+    return list(dict.fromkeys(commits))
 
 
-def _git(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def _git(root: Path, *arguments: str, given: str = "") -> str:
+    """What git prints; nothing where there is no repository, or no commit yet. Raises ValueError where it fails."""
     words = {**os.environ, "LC_ALL": "C"}
-    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, env=words)
+    command = ["git", *arguments]
+    done = subprocess.run(command, cwd=root, env=words, input=given, capture_output=True, text=True, errors="replace")
+    if done.returncode and not NOTHING.search(done.stderr):
+        raise ValueError(f"git does not say what is still needed, so nothing is offered: {done.stderr.strip()}")
+    return done.stdout
 
 
 def _touched(path: Path) -> float:

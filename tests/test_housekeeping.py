@@ -1,7 +1,9 @@
 """`siren gc` deletes what nothing needs, and nothing that a model, a branch or the workspace does."""
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ import pytest
 
 from siren import config, housekeeping, tracking
 from siren.cli import project
-from siren.tracking import export, locks, origin, store
+from siren.tracking import export, locks, origin, records, store
 from tests.tracking import builders
 from tests.tracking.conftest import database, root  # noqa: F401
 
@@ -65,41 +67,134 @@ def test_what_the_workspace_a_branch_or_a_model_needs_is_kept(pipeline: Path) ->
     version = client.create_model_version("siren", (pipeline / "nowhere").as_uri())
     client.set_model_version_tag("siren", version.version, "data.made", registered)
     forgotten, here = repro("3"), repro("4")
+    Path("sounds").write_text("recorded once")
+    run(sys.executable, "-m", "dvc", "add", "-q", "sounds")
     assert len({committed, registered, forgotten, here}) == 4
-    assert objects(pipeline) == 12  # a listing and two files each
+    assert objects(pipeline) == 13  # a listing and two files each, and what was added
     assert housekeeping.collect(pipeline, days=1) == []  # touched today
     found = housekeeping.collect(pipeline, days=0)
     assert [(what, path.suffix) for what, path in found if path.suffix == ".dir"] == [("cached data", ".dir")]
     assert forgotten == next(path.parent.name + path.name for _, path in found if path.suffix == ".dir")
     assert len(found) == 3
-    assert objects(pipeline) == 12  # looking deletes nothing
+    assert objects(pipeline) == 13  # looking deletes nothing
     total = housekeeping.totals(found)[-1][2]
     assert housekeeping.remove(pipeline, found) == total > 0
-    assert objects(pipeline) == 9
+    assert objects(pipeline) == 10
     run(sys.executable, "-m", "dvc", "status", "--quiet")  # exit code 0: nothing of the workspace is missing
     rows = origin.models_of("made", "siren", pipeline).rows
     assert [(row[0], row[4]) for row in rows] == [("models:/siren/1", "no")]
 
 
-def test_what_any_ref_names_is_kept_and_nothing_is_offered_where_git_does_not_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def named(word: str) -> str:
+    """A dvc.lock or .dvc file that names one output, whose hash is that of `word`."""
+    return f"outs:\n- md5: {hash_of(word)}\n  path: made\n"
+
+
+def hash_of(word: str) -> str:
+    return hashlib.md5(word.encode()).hexdigest()
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder without a registry, as the working directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(origin, "needed", lambda client: {"registered"})
-    monkeypatch.setattr(store, "connect", lambda uri: None)
-    assert housekeeping.keep(tmp_path) == {"registered"}  # no repository at all
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path
+
+
+def test_what_any_ref_names_is_kept_and_nothing_is_offered_where_git_does_not_answer(empty: Path) -> None:
+    assert housekeeping.keep(empty) == set()  # no repository at all
     run("git", "init", "-q")
-    for ref in ("refs/exps/ab/cdef/one", "refs/stash", "refs/tags/v1", "HEAD"):
-        Path("dvc.lock").write_text(f"stages: {{make: {{outs: [{{path: made, md5: {ref}}}]}}}}\n")
+    assert housekeeping.keep(empty) == set()  # no commit yet
+    refs = ("refs/exps/ab/cdef/one", "refs/exps/celery/stash", "refs/tags/v1", "HEAD")
+    for ref in refs:
+        Path("dvc.lock").write_text(named(ref))
         run("git", "add", "dvc.lock")
         run("git", "commit", "-q", "-m", "x")
         if ref != "HEAD":
             run("git", "update-ref", ref, "HEAD")
+    run("git", "tag", "-a", "-m", "a file, not a commit", "blob", "HEAD:dvc.lock")
     Path("dvc.lock").unlink()
-    assert housekeeping.keep(tmp_path) == {"registered", "refs/exps/ab/cdef/one", "refs/stash", "refs/tags/v1", "HEAD"}
-    (tmp_path / ".git" / "config").write_text("[broken")
+    assert housekeeping.keep(empty) == set(map(hash_of, refs))
+    run("git", "tag", "-d", "blob")
+    lost = subprocess.check_output(["git", "rev-parse", "HEAD:dvc.lock"], text=True).strip()
+    (empty / ".git" / "objects" / lost[:2] / lost[2:]).unlink()
+    with pytest.raises(ValueError, match=f"no object {lost}"):
+        housekeeping.keep(empty)
+    (empty / ".git" / "config").write_text("[broken")
     with pytest.raises(ValueError, match="git does not say"):
-        housekeeping.keep(tmp_path)
+        housekeeping.keep(empty)
+
+
+def test_every_entry_of_the_stash_is_kept_with_what_git_did_not_track(empty: Path) -> None:
+    run("git", "init", "-q")
+    (empty / "sounds.dvc").write_text(named("committed"))
+    run("git", "add", "-A")
+    run("git", "commit", "-q", "-m", "x")
+    for word in ("older", "newer"):
+        (empty / "sounds.dvc").write_text(named(word))
+        (empty / "more.dvc").write_text(named(f"{word}, untracked"))
+        run("git", "stash", "-u")
+    stashed = {"older", "newer", "older, untracked", "newer, untracked"}
+    assert housekeeping.keep(empty) == {hash_of(word) for word in stashed | {"committed"}}
+
+
+def test_locks_and_dvc_files_of_all_folders_are_read_even_where_a_merge_left_no_yaml(empty: Path) -> None:
+    places = ("dvc.lock", "a/dvc.lock", "a/b/c.dvc", "über.dvc")
+    for name in (*places, "a/not-dvc.lock.txt", ".dvc/tmp/x.dvc", ".venv/dvc.lock", "mlartifacts/dvc.lock"):
+        (empty / name).parent.mkdir(parents=True, exist_ok=True)
+        (empty / name).write_text(f"<<<<<<< HEAD\n{named(name)}=======\n>>>>>>> other\n")
+    assert housekeeping._workspace(empty) == set(map(hash_of, places))
+    run("git", "init", "-q")
+    run("git", "add", *places)
+    run("git", "commit", "-q", "-m", "x")
+    for name in places:
+        (empty / name).unlink()
+    assert housekeeping.keep(empty) == set(map(hash_of, places))
+    assert housekeeping.keep(empty / "a") == {hash_of(name) for name in places if name.startswith("a/")}
+
+
+def test_nothing_is_offered_where_the_registry_is_not_and_none_is_made(empty: Path) -> None:
+    (empty / "dvc.lock").write_text("stages: {}")
+    with pytest.raises(ValueError, match=r"no registry at sqlite.*set MLFLOW_TRACKING_URI"):
+        housekeeping.collect(empty, 0)
+    (empty / "dvc.lock").unlink()
+    assert housekeeping.collect(empty, 0) == []  # DVC made nothing that could be lost
+    cached = empty / housekeeping.CACHE / "ab" / "cdef"
+    cached.parent.mkdir(parents=True)
+    cached.write_text("x")
+    with pytest.raises(ValueError, match="no registry at sqlite"):
+        housekeeping.collect(empty, 0)
+    assert not (empty / store.DATABASE).exists()
+
+
+def test_the_stores_that_local_records_name_are_asked_too(
+    root: Path,  # noqa: F811
+    database: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = config.load(builders.ROOT / "params.yaml")
+    uri = f"sqlite:///{tmp_path / 'team.db'}"
+    with monkeypatch.context() as shell:
+        shell.setenv("MLFLOW_TRACKING_URI", uri)
+        with tracking.stage("codec", settings):
+            pass
+    with pytest.raises(ValueError, match=f"no registry at {uri}.*siren track flush --redirect {uri}"):
+        housekeeping.keep(root)
+    shutil.rmtree(root / ".siren" / "runs")
+    assert housekeeping.keep(root) == set()
+    records.save_pipeline(root, {"id": "prefect-1", "store": uri})  # its records were deleted; `siren gc` does that
+    shutil.copy(database, tmp_path / "team.db")
+    client = store.connect(uri)
+    client.create_registered_model("siren")
+    version = client.create_model_version("siren", (root / "nowhere").as_uri())
+    client.set_model_version_tag("siren", version.version, "data.made", hash_of("team"))
+    assert housekeeping.keep(root) == {hash_of("team")}
+    with monkeypatch.context() as shell:
+        shell.setattr(store, "connect", lambda uri: (_ for _ in ()).throw(ConnectionError("refused")))
+        with pytest.raises(ValueError, match=r"the registry .* does not answer.*refused.*set MLFLOW_TRACKING_URI"):
+            housekeeping.keep(root)
 
 
 @pytest.mark.parametrize("stage", ["judge", "autocap"])
