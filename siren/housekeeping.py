@@ -125,8 +125,8 @@ def _registered(root: Path) -> set[str]:
     A shell that does not know the store would ask an empty database, which MLflow makes on the spot: nothing here does.
     """
     own = store.address(root)
-    runs = (json.loads((folder / "run.json").read_text()) for folder in records.folders(root))
-    named = [known["store"] for known in (*runs, *records.pipeline_notes(root))]  # the notes outlive the records
+    notes = records.pipeline_notes(root)  # they outlive the records
+    named = [*map(records.store_of, records.folders(root)), *(note["store"] for note in notes)]
     hashes: set[str] = set()
     for uri in dict.fromkeys([own, *named]):
         database = Path(uri.removeprefix("sqlite:///"))

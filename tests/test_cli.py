@@ -152,6 +152,8 @@ def test_doctor_reads_params_or_composes_a_scale_and_leaves_no_file(project: Pat
 
 def test_flush_of_a_project_without_runs_is_no_error(project: Path, siren: Siren) -> None:
     assert siren("track", "flush") == (0, "0 runs are in MLflow\n", "")
+    code, _, error = siren("track", "flush", "--redirect", "http://a")
+    assert (code, "no run here belongs to the store http://a" in error) == (1, True)
 
 
 def test_the_corpus_is_shown_as_far_as_it_is_made(project: Path, siren: Siren) -> None:

@@ -11,11 +11,17 @@ track = typer.Typer(name="track", no_args_is_help=True, help="The local record o
 @track.command()
 def flush(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for a store that does not answer.")] = 120.0,
+    redirect: Annotated[
+        str | None,
+        typer.Option(help="A store that is gone: send its runs to the present one instead.", metavar="OLD_URI"),
+    ] = None,
 ) -> None:
     """Send every local record to MLflow now, or wait until the exporter has."""
     from siren.tracking import export, lineage
 
     root = lineage.project_root()
+    if redirect is not None:
+        print(f"{export.redirect(root, redirect, timeout)} runs of {redirect} are for the present store now")
     print(f"{export.flush(root, timeout)} runs are in MLflow")
 
 
@@ -35,9 +41,9 @@ def import_records(
     timeout: Annotated[float, typer.Option(help="Seconds to wait for a store that does not answer.")] = 120.0,
 ) -> None:
     """Bring the records of a machine that has no MLflow to this project's, and send them."""
-    from siren.tracking import export, lineage, records
+    from siren.tracking import export, lineage, records, store
 
     root = lineage.project_root()
     brought = records.bring(folder, root)
-    export.flush(root, timeout)
+    export.flush(root, timeout, store.address(root))
     print(f"{len(brought)} runs of {folder} are in MLflow")

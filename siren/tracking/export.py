@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from siren.tracking import lineage, locks, mirror, records
+from siren.tracking import lineage, locks, mirror, records, store
 
 IDLE_SECONDS = 30.0  # without unfinished runs
 PATIENCE_SECONDS = 600.0  # with a store that does not answer, after the last stage has ended
@@ -43,40 +43,65 @@ def start(root: Path) -> None:
     process.returncode = 0  # it outlives this process; without this, Popen complains that nobody waited for it
 
 
-def flush(root: Path, timeout: float = 120.0) -> int:
+def flush(root: Path, timeout: float = 120.0, uri: str | None = None) -> int:
     """Return when every record, as far as it goes by now, is in MLflow: the number of records.
 
     Does the work here if no exporter is alive, else waits for it. Raises ValueError when the store does not answer
-    within `timeout` seconds; nothing is lost then, and a later flush continues.
+    within `timeout` seconds; nothing is lost then, and a later flush continues. With `uri` only the records of that
+    store count: another one that is gone keeps nobody waiting.
     """
     deadline = time.monotonic() + timeout
     exporter: Exporter | None = None
     while True:
         with exclusive(root) as mine:
             if mine:
-                exporter = exporter or Exporter(root)
+                exporter = exporter or Exporter(root, uri)
                 exporter.sweep()
-        waiting = [f for f in records.folders(root) if not records.caught_up(f)]
+        ours = [f for f in records.folders(root) if uri in (None, records.store_of(f))]
+        waiting = [f for f in ours if not records.caught_up(f)]
         if not waiting:
             break
         if time.monotonic() > deadline:
             why = f": {exporter.trouble}" if exporter and exporter.trouble else ""
+            stores = sorted({records.store_of(folder) for folder in waiting})
             raise ValueError(
                 f"{len(waiting)} runs could not be sent to MLflow within {timeout:.0f} s{why}; they are kept in "
-                f"{root / '.siren' / 'runs'}, and `siren track flush` sends them once the store answers"
+                f"{root / '.siren' / 'runs'}, and `siren track flush` sends them once {' and '.join(stores)} answers; "
+                f"where that is gone for good, `siren track flush --redirect {stores[0]}` sends them to the "
+                "present one (MLFLOW_TRACKING_URI)"
             )
         time.sleep(0.2)
-    folders = records.folders(root)
-    if any(not records.read_state(folder)["done"] for folder in folders):
+    if any(not records.read_state(folder)["done"] for folder in records.folders(root)):
         start(root)  # a stage that began meanwhile found the lock taken
-    return len(folders)
+    return len(ours)
+
+
+def redirect(root: Path, old: str, timeout: float = 120.0) -> int:
+    """Give the records of the store at `old` to the project's present one, as if nothing had been sent: how many.
+
+    The exporter leaves first. Raises ValueError where it does not within `timeout` seconds, where there are none, where
+    `old` is the present store, or where a stage at work writes one: it would write the old store back when it ends.
+    """
+    new = store.address(root)
+    if new == old:
+        raise ValueError(f"{old} is the present store; set MLFLOW_TRACKING_URI to the one that its runs shall go to")
+    deadline = time.monotonic() + timeout
+    with locks.share(_leaving(root)):
+        while True:
+            with exclusive(root) as mine:
+                if mine:
+                    return records.redirect(root, old, new)
+            if time.monotonic() > deadline:
+                raise ValueError(f"the exporter is still busy after {timeout:.0f} s; nothing was changed, try again")
+            time.sleep(0.2)
 
 
 class Exporter:
     """Sweeps over the records of a project; remembers which are done, and when to try again where a store failed."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, only: str | None = None) -> None:
         self.root = root
+        self.only = only  # the store that it serves; None: all
         self.folder = root.stat().st_ino
         self.mirrors: dict[tuple[str, str], mirror.Mirror] = {}
         self.waits: dict[str, tuple[float, float]] = {}  # store or record → (when to try again, seconds waited)
@@ -97,11 +122,15 @@ class Exporter:
             time.sleep(POLL_SECONDS)
 
     def there(self) -> bool:
-        """Whether the folder is the one it was: another at the same path has an exporter and a lock of its own."""
+        """Whether the folder is the one it was, since another at the same path has an exporter and a lock of its own,
+        and nobody wants the records to himself."""
         try:
-            return self.root.stat().st_ino == self.folder
+            if self.root.stat().st_ino != self.folder:
+                return False
         except FileNotFoundError:
             return False
+        with locks.attempt(_leaving(self.root)) as free:
+            return free
 
     def sweep(self) -> tuple[int, bool]:
         """Send what is new. Returns how many records and pipelines are unfinished, and whether any process lives."""
@@ -146,6 +175,8 @@ class Exporter:
 
     def _attempt(self, uri: str, item: str, action: Callable[..., None], *arguments: Any) -> None:
         """Do it, unless it or the store at `uri` failed a moment ago. A failure is waited out, longer each time."""
+        if self.only not in (None, uri):
+            return
         if any(time.monotonic() < self.waits.get(key, (0.0, 0.0))[0] for key in (uri, item)):
             return
         try:
@@ -163,6 +194,11 @@ class Exporter:
 def exclusive(root: Path) -> AbstractContextManager[bool]:
     """Whether this process now is the project's only exporter; the lock goes with the block, or with the process."""
     return locks.attempt(root / ".siren" / "exporter.lock")
+
+
+def _leaving(root: Path) -> Path:
+    """The lock that is held by those for whom the exporter shall leave."""
+    return root / ".siren" / "exporter-leaves.lock"
 
 
 def main(root: Path) -> None:

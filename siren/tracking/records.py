@@ -75,6 +75,27 @@ def forget(root: Path, folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     return read_state(folder)
 
 
+def redirect(root: Path, old: str, new: str) -> int:
+    """Make the records of the store `old` ones of `new` that nothing was sent of yet: how many.
+
+    Raises ValueError, and changes nothing, where there are none or a stage at work writes one.
+    """
+    found = [(folder, read_record(folder)) for folder in folders(root)]
+    theirs = [(folder, record) for folder, record in found if record["store"] == old]
+    if not theirs:
+        stores = ", ".join(sorted({record["store"] for _, record in found})) or "none"
+        raise ValueError(f"no run here belongs to the store {old}; the stores of the runs here: {stores}")
+    if working := [record["name"] for _, record in theirs if record["status"] == RUNNING]:
+        raise ValueError(f"{', '.join(working)} is at work and belongs to {old}; redirect its run when it has ended")
+    for folder, record in theirs:
+        forget(root, folder, record)
+        write_json(folder / "run.json", {**record, "store": new})
+    for note in pipeline_notes(root):
+        if note["store"] == old:  # of an execution whose records are deleted: nothing of it can be sent anew
+            _pipeline_path(root, note["id"]).unlink()
+    return len(theirs)
+
+
 def bring(source: Path, root: Path) -> list[Path]:
     """Copy records made on another machine to those of the project at `root` → their folders here.
 
@@ -109,6 +130,11 @@ def bring(source: Path, root: Path) -> list[Path]:
         write_json(here / "run.json", record)  # last: a folder with it is a record
         brought.append(here)
     return brought
+
+
+def store_of(folder: Path) -> str:
+    """The store that a record is for."""
+    return str(json.loads((folder / "run.json").read_text())["store"])
 
 
 def caught_up(folder: Path) -> bool:

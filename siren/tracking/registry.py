@@ -61,8 +61,8 @@ def register(
     not answer.
     """
     root = lineage.project_root()
-    export.flush(root)
     uri = store.address(root)
+    export.flush(root, uri=uri)
     opened = records.read_state(run.folder)["mlflow_run"]
     with tempfile.TemporaryDirectory() as scratch:
         parts = _parts(Path(scratch), root, bundle, metrics, card, licences or {})

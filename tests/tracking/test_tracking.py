@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from siren import config, tracking
-from siren.tracking import export, lineage, records, store, watch
+from siren.tracking import export, lineage, locks, records, store, watch
 from siren.tracking.export import Exporter
 from siren.tracking.run import Run
 from tests.flows import servers
@@ -156,6 +156,66 @@ def test_values_that_are_not_finite_and_lines_that_are_not_whole_do_no_harm(root
     export.flush(root)
     made = mlflow_runs(root)["align"]
     assert [step for step, _ in history(root, made, "loss")] == [1, 2]
+
+
+def test_a_store_that_is_gone_keeps_no_other_waiting_and_its_runs_can_be_redirected(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone, here, connect = "http://typo", store.address(root), store.connect
+
+    def reach(uri: str) -> Any:
+        if uri == gone:
+            raise ConnectionError("no such host")
+        return connect(uri)
+
+    monkeypatch.setattr(store, "connect", reach)
+    monkeypatch.setenv("SIREN_PIPELINE", "prefect-1")
+    with monkeypatch.context() as shell:
+        shell.setenv("MLFLOW_TRACKING_URI", gone)
+        with tracking.stage("codec", CONFIG) as run:
+            run.log(1, {"loss": 3.0})
+    with tracking.stage("clap", CONFIG):
+        pass
+    assert export.flush(root, uri=here) == 1
+    assert set(mlflow_runs(root)) == {"pipeline", "clap"}
+    with pytest.raises(ValueError, match=f"1 runs .*once {gone} answers; .*siren track flush --redirect {gone}"):
+        export.flush(root, 0)
+    with pytest.raises(ValueError, match=f"{here} is the present store"):
+        export.redirect(root, here)
+    with pytest.raises(ValueError, match=f"no run here belongs to the store http://a; .*: {gone}, {here}"):
+        export.redirect(root, "http://a")
+    assert export.redirect(root, gone) == 1
+    assert export.flush(root, 10) == 2
+    assert history(root, mlflow_runs(root)["codec"], "loss") == [(1, 3.0)]
+
+
+def test_what_was_sent_to_a_store_is_sent_whole_to_the_one_that_replaces_it(
+    root: Path, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIREN_PIPELINE", "prefect-1")
+    with tracking.stage("codec", CONFIG) as run:
+        run.log(1, {"loss": 3.0})
+        with pytest.raises(ValueError, match="codec is at work"):
+            records.redirect(root, store.address(root), "http://a")
+    export.flush(root)
+    old = store.address(root)
+    shutil.copy(database, tmp_path / "team.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'team.db'}")
+    assert export.redirect(root, old) == 1
+    assert records.pipeline_notes(root) == []
+    export.flush(root)
+    assert history(root, mlflow_runs(root)["codec"], "loss") == [(1, 3.0)]
+    assert {note["store"] for note in records.pipeline_notes(root)} == {store.address(root)}
+
+
+def test_an_exporter_leaves_for_those_who_redirect(root: Path) -> None:
+    exporter = export.Exporter(root)
+    assert exporter.there()
+    with locks.share(export._leaving(root)):
+        assert not exporter.there()
+        exporter.until_idle()  # it returns at once
+    with export.exclusive(root), pytest.raises(ValueError, match="still busy after 0 s"):
+        export.redirect(root, "http://a", 0)
 
 
 def test_an_exporter_that_dies_before_it_notes_what_it_sent_doubles_nothing(root: Path) -> None:
