@@ -54,7 +54,7 @@ def siren(
     """
     logger = get_run_logger()
     root = Path.cwd()
-    found = graph.read_graph(root)
+    graph.select({}, phases, None)  # an unknown phase is an error before the wait
     own = str(flow_run.id)
     with workspace.exclusive(root, logger.info), workspace.signed(root, own) as before:
         if before:
@@ -62,7 +62,7 @@ def siren(
             reporting.bury(before)
         if scale is not None:
             compose(scale, root)
-            found = graph.read_graph(root)  # the number of transformers is a setting
+        found = graph.read_graph(root)  # it depends on the settings, which the run before may have changed
         for phase, names in graph.schedule(found, graph.select(found, phases, stages)):
             PHASES[phase](names, jobs)
         reporting.publish(root, own)

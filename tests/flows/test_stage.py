@@ -6,14 +6,17 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 from prefect.logging import disable_run_logger
 
+from flows import reporting, workspace
+from flows import siren as whole
 from flows import stage as stages
-from flows import workspace
 from tests.processes import eventually
 
 SOON = 60.0
@@ -108,6 +111,42 @@ def test_a_workspace_where_dvc_is_at_work_is_waited_for(project: Path, monkeypat
 def test_the_stage_finds_the_commands_of_this_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/usr/bin")
     assert stages.environment()["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+
+
+PER_TRANSFORMER = """\
+stages:
+  stage1:
+    foreach: ${ks}
+    do:
+      cmd: echo ${item} > s${item}
+      outs:
+      - s${item}
+"""
+
+
+@pytest.mark.filterwarnings("ignore:_NoneStep.value will soon raise:DeprecationWarning")  # DVC's own use
+def test_a_run_that_waited_takes_the_stages_of_the_settings_that_it_finds_then(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "dvc.yaml").write_text(PER_TRANSFORMER)
+    (project / "params.yaml").write_text("ks: [0, 1]")
+    ran: list[list[str]] = []
+
+    @contextmanager
+    def waited(root: Path, say: Callable[[str], None]) -> Iterator[None]:
+        (root / "params.yaml").write_text("ks: [0, 1, 2]")  # the run before composed another scale
+        (root / ".siren").mkdir()
+        yield
+
+    monkeypatch.setattr(workspace, "exclusive", waited)
+    monkeypatch.setattr(reporting, "publish", lambda root, run: None)
+    monkeypatch.setitem(whole.PHASES, "train", lambda names, jobs: ran.append(names))
+    with disable_run_logger():
+        with pytest.raises(ValueError, match="no phase trian"):
+            whole.siren.fn(phases=["trian"])
+        assert not (project / ".siren").exists()  # it did not wait
+        whole.siren.fn()
+    assert ran == [["stage1@0", "stage1@1", "stage1@2"]]
 
 
 def test_runs_in_one_workspace_wait_for_each_other(tmp_path: Path) -> None:
