@@ -19,7 +19,7 @@ from typing import Any
 
 from siren.collect.fetch import licences as names
 from siren.tracking import registry, store
-from siren.tracking.registry import CHALLENGER, CHAMPION, LICENCES, METRICS, Version
+from siren.tracking.registry import CHALLENGER, CHAMPION, LICENCES, METRICS, NoVersion, Version
 
 ARMS = ("aligned", "stage1")  # the first that was evaluated is the model that was registered
 GATE = {"event_accuracy": +1, "fad": -1}  # +1: more is better. No regression allowed beyond the interval
@@ -52,7 +52,9 @@ class Verdict:
 
 
 def judge(name: str, uri: str | None = None, licences: Sequence[str] | None = None) -> Verdict:
-    """Compare the challenger of `name` with its champion. Raises ValueError where there is no challenger.
+    """Compare the challenger of `name` with its champion.
+
+    Raises ValueError where there is no challenger, and where the registry does not answer.
 
     `licences`: those that data and networks may have; by default the ones that the corpus was collected under.
     """
@@ -94,9 +96,10 @@ def promote(verdict: Verdict) -> None:
 
 
 def history(name: str, uri: str | None = None) -> list[dict[str, Any]]:
-    """Every move of the alias champion, oldest first: when, by, what, from, to, why."""
-    client = store.connect(uri or store.find())
-    tags = client.get_registered_model(name).tags
+    """Every move of the alias champion, oldest first: when, by, what, from, to, why. Raises as `registry.version`."""
+    uri = uri or store.find()
+    with registry.asking(uri, f"models:/{name}"):
+        tags = store.connect(uri).get_registered_model(name).tags
     return [json.loads(value) for key, value in sorted(tags.items()) if key.startswith(HISTORY)]
 
 
@@ -196,7 +199,7 @@ def _fault(sign: int, mine: dict[str, Any] | None, yours: dict[str, Any] | None)
 def _champion(name: str, uri: str) -> Version | None:
     try:
         return registry.version(f"models:/{name}@{CHAMPION}", uri)
-    except ValueError:
+    except NoVersion:  # and nothing else: a registry that does not answer may well have one
         return None
 
 

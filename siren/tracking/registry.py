@@ -9,6 +9,8 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,11 @@ STATE = ("dvc.yaml", "dvc.lock", "params.yaml")  # likewise, those that the proj
 LISTING = "sha256.json"  # artifact of the run that registered: the hash of every file of the version
 EXAMPLE = {"prompt": ["a dog barks while rain falls"]}
 NOT_OURS = ("registered_model_meta", "__pycache__")  # what fetching or running a model may add to it
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # how MLflow's stores say that; the second of an alias
+
+
+class NoVersion(ValueError):
+    """The registry answered, and has no such model, alias or version."""
 
 
 @dataclass(frozen=True)
@@ -132,23 +139,36 @@ def environment() -> list[str]:
 
 
 def version(address: str, uri: str | None = None) -> Version:
-    """The version behind `models:/siren@champion` or `models:/siren/3`. Raises ValueError if there is none."""
-    from mlflow.exceptions import MlflowException
+    """The version behind `models:/siren@champion` or `models:/siren/3`.
 
+    Raises NoVersion if there is none, ValueError for another address and where the registry does not answer.
+    """
     uri = uri or store.find()
     client = store.connect(uri)
     name, _, alias = address.removeprefix("models:/").partition("@")
     name, _, number = name.partition("/")
     if not name or bool(alias) == bool(number):
         raise ValueError(f"{address!r} is no address of a model; write models:/NAME@ALIAS or models:/NAME/VERSION")
-    try:
+    with asking(uri, address):
         found = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
-    except MlflowException as error:
-        raise ValueError(
-            f"no model {address} in the registry {uri} ({error.message}); the pipeline (dvc repro) registers a "
-            f"challenger, and `siren promote` makes it the champion"
-        ) from None
     return Version(name, str(found.version), dict(found.tags), client)
+
+
+@contextmanager
+def asking(uri: str, address: str) -> Iterator[None]:
+    """MLflow's errors about the model at `address` as NoVersion or ValueError: one that is not there is not one that
+    could not be asked for."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code in ABSENT:
+            raise NoVersion(
+                f"no model {address} in the registry {uri} ({error.message}); the pipeline (dvc repro) registers a "
+                f"challenger, and `siren promote` makes it the champion"
+            ) from None
+        raise ValueError(f"the registry {uri} did not answer ({error.message}); try again when it does") from None
 
 
 def fetch(found: Version) -> Path:

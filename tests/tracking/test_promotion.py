@@ -1,11 +1,15 @@
 """The gate: a challenger becomes champion when it is whole, measured, and not worse beyond the champion's interval."""
 
 import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from siren.tracking import promotion, registry, store
 from siren.tracking.promotion import Check, compare, read_metrics
 from tests.tracking import builders
 
@@ -13,6 +17,31 @@ from tests.tracking import builders
 def metrics(folder: Path, **changes: Any) -> dict[str, Any]:
     builders.write_metrics(folder, **changes)
     return read_metrics(folder / "reports" / "metrics.json")
+
+
+@pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int, str], str]]:
+    """A registry that answers every request with this status and error code of MLflow → its URI."""
+    says: dict[str, Any] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(says["status"])
+            self.end_headers()
+            self.wfile.write(json.dumps({"error_code": says["code"], "message": "no"}).encode())
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    def answer(status: int, code: str) -> str:
+        says.update(status=status, code=code)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield answer
+        server.shutdown()
 
 
 def failed(checks: list[Check]) -> dict[str, str]:
@@ -57,3 +86,47 @@ def test_event_accuracy_is_not_asked_of_prompts_without_a_known_event(tmp_path: 
 def test_the_figures_are_those_of_the_model_that_is_registered(tmp_path: Path, arm: str) -> None:
     arms = {arm: {"fad@x": {"value": 1.0}}, "untrained": {"fad@x": {"value": 9.0}}}
     assert metrics(tmp_path, arms=arms)["figures"]["fad"]["value"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (503, "TEMPORARILY_UNAVAILABLE"),
+        (500, "INTERNAL_ERROR"),
+        (403, "PERMISSION_DENIED"),
+        (429, "REQUEST_LIMIT_EXCEEDED"),
+        (404, "ENDPOINT_NOT_FOUND"),
+    ],
+)
+def test_a_registry_that_does_not_answer_is_not_one_without_a_champion(
+    refusing: Callable[[int, str], str], status: int, code: str
+) -> None:
+    uri = refusing(status, code)
+    for ask in (promotion._champion, promotion.history, promotion.judge):
+        with pytest.raises(ValueError, match=r"did not answer .*; try again when it does") as told:
+            ask("siren", uri)
+        assert not isinstance(told.value, registry.NoVersion)
+
+
+def test_a_server_that_nobody_runs_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ValueError, match="did not answer"):
+        promotion._champion("siren", "http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize(("status", "code"), [(404, "RESOURCE_DOES_NOT_EXIST"), (400, "INVALID_PARAMETER_VALUE")])
+def test_a_server_that_knows_no_champion_says_so(refusing: Callable[[int, str], str], status: int, code: str) -> None:
+    assert promotion._champion("siren", refusing(status, code)) is None
+
+
+@pytest.mark.filterwarnings("ignore:.*loader strategy is deprecated")  # MLflow's own use of SQLAlchemy
+def test_what_the_store_does_not_have_is_no_version(root: Path) -> None:
+    uri = store.find()
+    assert promotion._champion("siren", uri) is None  # no model
+    store.connect(uri).create_registered_model("siren")
+    assert promotion._champion("siren", uri) is None  # no alias
+    for address in ("siren/1", "siren@champion", "other/1"):
+        with pytest.raises(registry.NoVersion, match=f"no model models:/{address} in the registry"):
+            registry.version(f"models:/{address}", uri)
+    with pytest.raises(ValueError, match="is no address of a model"):
+        registry.version("models:/siren", uri)
