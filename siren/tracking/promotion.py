@@ -1,10 +1,10 @@
 """The gate between challenger and champion.
 
-A challenger passes when its bytes are those that were registered, the licences it stands on are allowed, the required
-metrics are there, and, where there is a champion, it was measured on the same prompts by the same networks and is not
-worse than the champion by more than the champion's own interval. A first model passes the same gate without the
-comparison. Every move of the alias is noted in a tag `champion.<time>` of the registered model, which is never
-overwritten; `rollback` reads there who was champion before.
+A challenger passes when its bytes are those that were registered, it was not rolled back, the licences it stands on are
+allowed, the required metrics are there, and, where there is a champion, it was measured on the same prompts by the same
+networks and is not worse than the champion by more than the champion's own interval. A first model passes the same gate
+without the comparison. Every move of the alias is noted in a tag `champion.<time>` of the registered model, which is
+never overwritten; `rollback` reads there who was champion before.
 """
 
 import getpass
@@ -26,6 +26,7 @@ GATE = {"event_accuracy": +1, "fad": -1}  # +1: more is better. No regression al
 SOFTWARE = re.compile(r"\b(apache|mit|bsd|isc)\b", re.IGNORECASE)  # of code and weights: as free as any policy asks
 REFERENCE = "reference.prompts"  # tag: a digest of the list of test prompts
 HISTORY = "champion."
+PROMOTED, ROLLED_BACK = "promoted", "rolled back"  # what a move of the alias was
 SHOWN = {**GATE, "fd": -1, "kl": -1, "is": +1, "clap": +1, "both_heard": +1, "order": +1}
 
 
@@ -66,7 +67,8 @@ def judge(name: str, uri: str | None = None, licences: Sequence[str] | None = No
     except ValueError as error:
         return Verdict(challenger, champion, [Check("sha256", "differs", "", False, str(error))])
     same = Check("sha256", challenger.tags["sha256"][:12], champion.tags["sha256"][:12] if champion else "-", True)
-    checks = [same, licence_check(folder / LICENCES, licences)]
+    checks = [same, rollback_check(name, challenger.number, history(name, uri))]
+    checks.append(licence_check(folder / LICENCES, licences))
     if champion and REFERENCE in champion.tags:
         checks.append(_reference_check(challenger.tags.get(REFERENCE), champion.tags[REFERENCE]))
     ours = read_metrics(folder / METRICS)
@@ -89,7 +91,7 @@ def promote(verdict: Verdict) -> None:
     }
     for key, value in trace.items():
         new.client.set_model_version_tag(new.name, new.number, key, value)
-    _move(new, old.number if old else None, "promoted", "")
+    _move(new, old.number if old else None, PROMOTED, "")
     if old:
         old.client.set_model_version_tag(old.name, old.number, "retired.at", now)
         old.client.set_model_version_tag(old.name, old.number, "retired.by", new.number)
@@ -111,7 +113,7 @@ def rollback(name: str, to: str | None = None, why: str = "", dry_run: bool = Fa
     uri = uri or store.find()
     champion = registry.version(f"models:/{name}@{CHAMPION}", uri)
     if to is None:
-        moves = [move for move in history(name, uri) if move["to"] == champion.number and move["what"] == "promoted"]
+        moves = [move for move in history(name, uri) if move["to"] == champion.number and move["what"] == PROMOTED]
         to = moves[-1]["from"] if moves else champion.tags.get("promoted.over")
         if to in (None, "none"):
             raise ValueError(f"{champion.uri} is the first champion of {name}; name another version with --to")
@@ -120,7 +122,7 @@ def rollback(name: str, to: str | None = None, why: str = "", dry_run: bool = Fa
     wanted = registry.version(f"models:/{name}/{to}", uri)
     registry.fetch(wanted)
     if not dry_run:
-        _move(wanted, champion.number, "rolled back", why)
+        _move(wanted, champion.number, ROLLED_BACK, why)
     return wanted
 
 
@@ -131,6 +133,22 @@ def _move(new: Version, old: str | None, what: str, why: str) -> None:
     move = {"at": stamp, "by": getpass.getuser(), "what": what, "from": old, "to": new.number, "why": why}
     new.client.set_registered_model_tag(new.name, HISTORY + stamp.replace(":", ""), json.dumps(move))
     new.client.set_registered_model_alias(new.name, CHAMPION, new.number)
+
+
+def rollback_check(name: str, number: str, moves: Sequence[dict[str, Any]]) -> Check:
+    """Whether the last move of the alias that this version had a part in is not the rollback that took it away.
+
+    A rollback moves the champion and leaves the challenger, which would pass again with the figures it passed with.
+    """
+    last = next((move for move in reversed(moves) if number in (move["from"], move["to"])), None)
+    if last is None or (last["what"], last["from"]) != (ROLLED_BACK, number):
+        return Check("rolled back", "no", "", True)
+    why = f": {last['why']}" if last["why"] else ""
+    reason = (
+        f"version {number} was rolled back to {last['to']} on {last['at'][:10]} by {last['by']}{why}; register "
+        f"another, or take it back on purpose: siren rollback --model {name} --to {number}"
+    )
+    return Check("rolled back", last["at"][:10], "", False, reason)
 
 
 def licence_check(path: Path, allowed: Sequence[str] | None) -> Check:

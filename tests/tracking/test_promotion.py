@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from siren.tracking import promotion, registry, store
-from siren.tracking.promotion import Check, compare, read_metrics
+from siren.tracking.promotion import Check, compare, read_metrics, rollback_check
 from tests.tracking import builders
 
 
@@ -86,6 +86,27 @@ def test_event_accuracy_is_not_asked_of_prompts_without_a_known_event(tmp_path: 
 def test_the_figures_are_those_of_the_model_that_is_registered(tmp_path: Path, arm: str) -> None:
     arms = {arm: {"fad@x": {"value": 1.0}}, "untrained": {"fad@x": {"value": 9.0}}}
     assert metrics(tmp_path, arms=arms)["figures"]["fad"]["value"] == 1.0
+
+
+def moves(*given: tuple[str, str | None, str]) -> list[dict[str, Any]]:
+    return [
+        {"at": f"2026-01-0{day}T00:00:00Z", "by": "kim", "what": what, "from": old, "to": new, "why": "it hums"}
+        for day, (what, old, new) in enumerate(given, 1)
+    ]
+
+
+def test_a_version_that_was_rolled_back_needs_somebody_to_take_it_back_on_purpose() -> None:
+    turned = [("promoted", None, "1"), ("promoted", "1", "2"), ("rolled back", "2", "1")]
+    check = rollback_check("siren", "2", moves(*turned))
+    assert not check.passed
+    assert "rolled back to 1 on 2026-01-03 by kim: it hums" in check.reason
+    assert "siren rollback --model siren --to 2" in check.reason
+    taken = [*turned, ("rolled back", "1", "2")]
+    for number, history in (("3", turned), ("1", turned), ("2", turned[:2]), ("2", taken)):
+        assert rollback_check("siren", number, moves(*history)).passed
+    assert rollback_check("siren", "2", moves(*taken, ("promoted", "2", "3"))).passed
+    assert not rollback_check("siren", "2", moves(*taken, ("rolled back", "2", "1"))).passed
+    assert rollback_check("siren", "1", []).passed
 
 
 @pytest.mark.parametrize(

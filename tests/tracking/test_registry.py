@@ -195,6 +195,11 @@ def test_a_rollback_brings_the_champion_before_back_and_every_move_leaves_a_trac
     assert moves == [("promoted", None, "1", ""), ("promoted", "1", "2", ""), ("rolled back", "2", "1", "it hums")]
     assert "is the first champion" in siren("rollback", "--model", "turned")[2]
     assert "is the champion already" in siren("rollback", "--model", "turned", "--to", "1")[2]
+    code, _, error = siren("promote", "--model", "turned")  # the challenger is still the one that hums
+    assert (code, "was rolled back to 1" in error, "it hums" in error) == (1, True, True)
+    assert registry.version("models:/turned@champion").number == "1"
+    assert siren("rollback", "--model", "turned", "--to", "2")[0] == 0  # on purpose
+    assert "is the champion already" in siren("promote", "--model", "turned")[1]
 
 
 def test_licences_that_are_not_allowed_and_other_prompts_are_refused(here: Path, siren: Siren) -> None:
