@@ -8,6 +8,7 @@ ones the sidecar speaks of are refused. The same module gives the same bytes.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,15 @@ def is_ours(folder: str | Path, kind: str) -> bool:
         return False
 
 
-def origin(weights: str | Path, licence: str) -> dict[str, str]:
-    """Where published weights are from, for the sidecar: their name, their licence, and of a file the SHA-256."""
+def origin(weights: str | Path, licences: Mapping[str, str]) -> dict[str, str]:
+    """Where published weights are from, for the sidecar: their name, their licence, and of a file the SHA-256.
+
+    `licences`: by pattern of a file's name or of OWNER/NAME on the hub, the licence under which those very weights were
+    published. It is "unknown" of any other: that code or weights of the same family are free says nothing about them.
+    """
     path = Path(weights)
+    known = path.name if path.is_file() else "/".join(path.parts[-2:])  # a folder may be a copy of the hub's
+    licence = next((licence for pattern, licence in licences.items() if fnmatchcase(known, pattern)), "unknown")
     name = {"weights": path.name if path.is_file() else str(weights), "licence": licence}
     return name | ({"weights_sha256": file_sha256(path)} if path.is_file() else {})
 

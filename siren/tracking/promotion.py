@@ -23,7 +23,14 @@ from siren.tracking.registry import CHALLENGER, CHAMPION, LICENCES, METRICS, NoV
 
 ARMS = ("aligned", "stage1")  # the first that was evaluated is the model that was registered
 GATE = {"event_accuracy": +1, "fad": -1}  # +1: more is better. No regression allowed beyond the interval
-SOFTWARE = re.compile(r"\b(apache|mit|bsd|isc)\b", re.IGNORECASE)  # of code and weights: as free as any policy asks
+# Licences of code that weights have as well, as free as any policy asks. The whole text must be one of these names: a
+# sentence may go on with "weights: CC BY-NC".
+SOFTWARE = re.compile(
+    r"(Apache([- ]Licen[sc]e,?)?([- ](Version )?2\.0)?|MIT([- ]Licen[sc]e)?|BSD([- ][0-4]-Clause)?([- ]Licen[sc]e)?"
+    r"|ISC([- ]Licen[sc]e)?)",
+    re.IGNORECASE,
+)
+SENTENCE = re.compile(r"[;,:()]|\b(and|but|except|for|or|with)\b", re.IGNORECASE)  # more than the name of a licence
 REFERENCE = "reference.prompts"  # tag: a digest of the list of test prompts
 HISTORY = "champion."
 PROMOTED, ROLLED_BACK = "promoted", "rolled back"  # what a move of the alias was
@@ -163,9 +170,15 @@ def licence_check(path: Path, allowed: Sequence[str] | None) -> Check:
     if not policy:
         return Check("licences", shown, "", None, "no policy (collect.licences is null): all are allowed")
     wrong = sorted(licence for licence in data if not names.allowed(licence, policy))
-    wrong += [n for n, licence in networks.items() if not (SOFTWARE.search(licence) or names.allowed(licence, policy))]
+    wrong += [shown for shown, licence in networks.items() if not _network_allowed(licence, policy)]
     reason = f"not among {', '.join(policy)}: {'; '.join(wrong)}" if wrong else ""
     return Check("licences", shown, "", not wrong, reason)
+
+
+def _network_allowed(licence: str, policy: Sequence[str]) -> bool:
+    if SOFTWARE.fullmatch(licence.strip()) or licence in policy:
+        return True
+    return not SENTENCE.search(licence) and names.allowed(licence, policy)
 
 
 def _reference_check(ours: str | None, theirs: str) -> Check:

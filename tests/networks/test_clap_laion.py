@@ -101,7 +101,9 @@ def test_a_checkpoint_file_loads_at_the_size_that_its_width_tells(
     assert torch.equal(loaded.embed_audio(clips(2)), ours.embed_audio(clips(2)))
     told = claps.extra(str(path))
     assert (told["weights"], told["weights_sha256"]) == (path.name, hashing.file_sha256(path))
-    assert "CC0" in told["licence"]
+    assert told["licence"] == "CC0-1.0"
+    assert claps.extra("laion/clap-htsat-unfused")["licence"] == "Apache-2.0"
+    assert claps.extra("CLAP_weights_2023.pth")["licence"] == "unknown"
     fused = state | {"audio_branch.patch_embed.fusion_model.x": torch.zeros(1)}
     with pytest.raises(ValueError, match="feature fusion"):
         claps.load_weights(network({}, str(checkpoint(tmp_path / "fused.pt", fused))), 16000)

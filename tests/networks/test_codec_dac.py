@@ -168,11 +168,16 @@ def test_files_that_are_no_checkpoint_are_refused_with_advice(tmp_path):
         from_hub("descript/no_such_codec", "transformers")
 
 
-def test_published_weights_say_their_licence_and_the_gate_knows_it(tmp_path):
+def test_published_weights_say_their_own_licence_and_the_gate_knows_it(tmp_path):
     """A registered model lists the licence of its codec; one that is not told would never become champion."""
-    (tmp_path / "weights.pth").write_bytes(b"some")
-    for weights, name in (("descript/dac_16khz", "descript/dac_16khz"), (tmp_path / "weights.pth", "weights.pth")):
+    file = tmp_path / "weights_16khz_8kbps_0.0.5.pth"
+    file.write_bytes(b"some")
+    for weights, name in (("descript/dac_16khz", "descript/dac_16khz"), (file, file.name)):
         told = codecs.extra(str(weights))
         assert told["weights"] == name
-        assert SOFTWARE.search(told["licence"])
+        assert SOFTWARE.fullmatch(told["licence"])
     assert len(told["weights_sha256"]) == 64
+    copy = tmp_path / "descript" / "dac_44khz"
+    assert codecs.extra(str(copy))["licence"] == "MIT"
+    for other in ("somebody/dac_16khz", "weights.pth", str(tmp_path / "dac_16khz")):
+        assert codecs.extra(other)["licence"] == "unknown"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from siren.tracking import promotion, registry, store
-from siren.tracking.promotion import Check, compare, read_metrics, rollback_check
+from siren.tracking.promotion import Check, compare, licence_check, read_metrics, rollback_check
 from tests.tracking import builders
 
 
@@ -86,6 +86,45 @@ def test_event_accuracy_is_not_asked_of_prompts_without_a_known_event(tmp_path: 
 def test_the_figures_are_those_of_the_model_that_is_registered(tmp_path: Path, arm: str) -> None:
     arms = {arm: {"fad@x": {"value": 1.0}}, "untrained": {"fad@x": {"value": 9.0}}}
     assert metrics(tmp_path, arms=arms)["figures"]["fad"]["value"] == 1.0
+
+
+def allowed(folder: Path, network: str, policy: list[str] | None = None) -> Check:
+    path = folder / "licences.json"
+    path.write_text(json.dumps({"data": [], "networks": {"codec": network}, "policy": ["CC0", "CC-BY"]}))
+    return licence_check(path, policy)
+
+
+@pytest.mark.parametrize(
+    "licence",
+    [
+        *("Apache-2.0", "apache-2.0", "Apache 2.0", "Apache License 2.0", "Apache License, Version 2.0"),
+        *("MIT", "mit", "MIT License", "BSD", "BSD-3-Clause", "BSD 2-Clause License", "ISC", "ISC License"),
+        *("CC0-1.0", "CC BY 4.0", "CC-BY-3.0"),
+    ],
+)
+def test_the_name_of_a_software_licence_is_as_free_as_any_policy_asks(tmp_path: Path, licence: str) -> None:
+    assert allowed(tmp_path, licence).passed
+
+
+@pytest.mark.parametrize(
+    "licence",
+    [
+        "CC BY-NC 4.0 (weights); code MIT",
+        "Apache-2.0 with the non-commercial addendum",
+        "MIT for Descript's weights; others: see their source",
+        "CC0-1.0 for LAION's checkpoint files, Apache-2.0 for its models on the hub",
+        "MIT-like",
+        "not MIT",
+        "CC BY-NC 4.0",
+        "unknown",
+        "",
+    ],
+)
+def test_a_sentence_with_a_free_licence_in_it_is_none(tmp_path: Path, licence: str) -> None:
+    check = allowed(tmp_path, licence)
+    assert not check.passed
+    assert f"not among CC0, CC-BY: codec: {licence}" in check.reason
+    assert allowed(tmp_path, licence, ["CC0", licence]).passed  # who knows better names the very text
 
 
 def moves(*given: tuple[str, str | None, str]) -> list[dict[str, Any]]:

@@ -94,7 +94,7 @@ def extra(weights: str) -> dict[str, Any]:
     """What the sidecar of saved weights tells beyond their config; where they are from, for published ones."""
     if (Path(weights) / store.SIDECAR).is_file():
         return dict(store.read_sidecar(weights)["extra"])
-    return store.origin(weights, LICENCE)
+    return store.origin(weights, {"*": LICENCE})
 
 
 def _clap(settings: Settings, sample_rate: int) -> claps.Clap | None:

@@ -15,7 +15,10 @@ from siren.networks.clap.published import load_published, load_tensors
 from siren.networks.text import Tokenizer, train
 
 KIND = "clap"
-LICENCE = "CC0-1.0 for LAION's checkpoint files, Apache-2.0 for its models on the hub; others: see their source"
+LICENCES = {
+    "laion/*": "Apache-2.0",  # its models on the hub
+    **dict.fromkeys(("630k-*best.pt", "music_audioset_epoch_*.pt", "music_speech_*epoch_*.pt"), "CC0-1.0"),  # its files
+}
 CLAPS: dict[str, type[Clap]] = {"transformers": TransformersClap, "laion": LaionClap, "msclap": MsClap}
 
 __all__ = ["CLAPS", "KIND", "Architecture", "Clap", "build", "extra", "load", "load_weights", "save"]
@@ -91,7 +94,7 @@ def import_file(path: Path) -> Clap:
 def extra(weights: str) -> dict[str, Any]:
     """What the sidecar of saved weights tells beyond their config; where they are from, for published ones."""
     ours = store.is_ours(weights, KIND)
-    return store.read_sidecar(weights)["extra"] if ours else store.origin(weights, LICENCE)
+    return store.read_sidecar(weights)["extra"] if ours else store.origin(weights, LICENCES)
 
 
 def _backend(name: str) -> type[Clap]:

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 ARCHITECTURE = "networks.codec.architecture"
-LICENCE = "MIT for Descript's weights; others: see their source"
+LICENCES = {"descript/*": "MIT", "weights_*khz*.pth": "MIT"}  # of Descript's weights: hub, and files of their releases
 
 
 def spectral(architecture: dict[str, Any], sample_rate: int) -> Codec:
@@ -109,7 +109,7 @@ def untrained(codec: Codec, seed: int) -> Codec:
 def extra(weights: str) -> dict[str, Any]:
     """What the sidecar of saved weights tells beyond their config; where they are from, for published ones."""
     ours = store.is_ours(weights, KIND)
-    return store.read_sidecar(weights)["extra"] if ours else store.origin(weights, LICENCE)
+    return store.read_sidecar(weights)["extra"] if ours else store.origin(weights, LICENCES)
 
 
 def _require_backend(name: str) -> None:

@@ -118,7 +118,7 @@ def extra(weights: str) -> dict[str, Any]:
     """What the sidecar of saved weights tells beyond their config; where they are from, for published ones."""
     if any(store.is_ours(weights, kind) for kind in (KIND, clap_network.KIND)):
         return store.read_sidecar(weights)["extra"]
-    return store.origin(weights, LICENCE) if Path(weights).is_file() else clap_network.extra(weights)
+    return store.origin(weights, {"*": LICENCE}) if Path(weights).is_file() else clap_network.extra(weights)
 
 
 def _known(backend: str) -> str:

@@ -38,7 +38,7 @@ __all__ = [
 
 Judge = Cnn14 | Vggish
 ROLES = {"panns": "cnn14", "vggish": "vggish"}  # section of the settings → the network that the evaluation needs there
-LICENCE = "CC BY 4.0 for PANNs' weights (Zenodo 3987831), Apache-2.0 for torchvggish's; others: see their source"
+LICENCES = {"Cnn14*mAP=*.pth": "CC-BY-4.0", "vggish-*.pth": "Apache-2.0"}  # PANNs' (Zenodo 3987831), torchvggish's
 SAMPLE_RATE = cnn14.SAMPLE_RATE
 assert vggish.SAMPLE_RATE == SAMPLE_RATE
 
@@ -127,7 +127,7 @@ def obtain(network: settings.Network, device: str = "cpu") -> Judge:
 
 def extra(weights: str) -> dict[str, Any]:
     """What the sidecar of saved weights tells beyond their config; for a published file, its origin."""
-    return store.read_sidecar(weights)["extra"] if Path(weights).is_dir() else store.origin(weights, LICENCE)
+    return store.read_sidecar(weights)["extra"] if Path(weights).is_dir() else store.origin(weights, LICENCES)
 
 
 def _known(backend: str) -> str:
