@@ -37,11 +37,13 @@ def sample(config: Config) -> None:
         device = places.device()
         codec = codecs.load(MODELS / "codec", device)
         prompts = read_tokens(TOKENS, "test", codec.fingerprint())
-        folders, frames = places.stage1_folders(config), places.num_frames(config.audio.segment_seconds, codec)
+        folders, moved = places.stage1_folders(config), places.aligned_folders(config)
+        frames = places.num_frames(config.audio.segment_seconds, codec)
+        weights = {"stage1": places.hashes(folders), "aligned": places.hashes(moved)}
         models = {
             "untrained": Siren([_untrained(config, codec, prompts.text_width, k) for k in config.model.transformers]),
             "stage1": load_model(folders, codec.fingerprint()),
-            "aligned": load_model(places.aligned_folders(config), codec.fingerprint()),
+            "aligned": load_model(moved, codec.fingerprint()),
         }
 
         def clips(arm: str, label: str, candidate: int = 0) -> Any:
@@ -53,15 +55,18 @@ def sample(config: Config) -> None:
         if settings.candidates > 1:
             others = [clips("aligned", f"candidate {c}", c) for c in range(1, settings.candidates)]
             clap, batch = claps.load(MODELS / "clap", device), settings.batch_size
+            weights["reranked"] = weights["aligned"]
             arms["reranked"] = best_by_clap(clap, [arms["aligned"], *others], prompts.captions, batch)
-        _write_samples(config, prompts, arms, codec.sample_rate)
+        _write_samples(config, prompts, arms, weights, codec.sample_rate)
         for arm, wavs in arms.items():
             run.audio(f"{arm}/{prompts.captions[0]}", wavs[0], codec.sample_rate)
         run.summary({"clips": len(prompts) * len(arms)})
 
 
-def _write_samples(config: Config, prompts: Any, arms: dict[str, Any], sample_rate: int) -> None:
-    """One WAV for each arm and prompt, and the list of them."""
+def _write_samples(
+    config: Config, prompts: Any, arms: dict[str, Any], weights: dict[str, list[str]], sample_rate: int
+) -> None:
+    """One WAV for each arm and prompt, and the list of them; `weights`: by arm, the SHA-256 of its transformers."""
     from siren.audio import write
 
     for arm, wavs in arms.items():
@@ -69,6 +74,7 @@ def _write_samples(config: Config, prompts: Any, arms: dict[str, Any], sample_ra
             write(SAMPLES / arm / f"{name}.wav", wav, sample_rate)
     settings = config.evaluate.sample
     listing = {"arms": list(arms), "sampling": to_dict(settings.sampling), "candidates": settings.candidates}
+    listing["weights"] = weights
     (SAMPLES / "samples.json").write_text(
         json.dumps({**listing, "prompts": reading.prompt_rows(prompts)}, indent=1) + "\n"
     )
@@ -117,6 +123,8 @@ def evaluate(config: Config) -> None:
             arms, prompts, real, judges, *others, settings, config.seed, rate, device, places.network_names(config)
         )
         measured.metrics["arms"]["stage1"] |= _balance(config)
+        if "weights" in listing:  # of what was measured: `register` asks
+            measured.metrics["weights"] = listing["weights"]
         (REPORTS / "metrics.json").write_text(json.dumps(measured.metrics, indent=1, sort_keys=True) + "\n")
         (REPORTS / "confusion.csv").write_text(charts.confusion_csv(measured.clips))
         chosen = choose(prompts, config.evaluate.sample.report_clips)
@@ -237,6 +245,7 @@ def register(config: Config) -> None:
     """Everything the model needs to a version in the registry, alias challenger: reports/registered.json."""
     sections = ("evaluate.register", "evaluate.sample.sampling")
     with tracking.stage("register", config, sections=sections) as run:
+        _require_measured(config)
         parts = (places.aligned_folders(config), True, MODELS / "codec", MODELS / "clap")
         name, sampling = config.evaluate.register.name, config.evaluate.sample.sampling
         _, files = register_version(
@@ -245,6 +254,22 @@ def register(config: Config) -> None:
         # Nothing here but what follows from the inputs: no version, no time, no commit.
         listing = {"model": name, "files": files}
         (REPORTS / "registered.json").write_text(json.dumps(listing, indent=1) + "\n")
+
+
+def _require_measured(config: Config) -> None:
+    """Raises ValueError where reports/metrics.json is not about the weights that are there now.
+
+    DVC's own order ensures that; somebody who trains, then types `siren register`, would register old figures.
+    """
+    path = REPORTS / "metrics.json"
+    measured = json.loads(path.read_text()).get("weights", {}).get("aligned")
+    if measured is None:
+        raise ValueError(
+            f"{path} does not say which weights it was measured on (it was written before figures did); run: "
+            "dvc repro --force --single-item sample evaluate"
+        )
+    if measured != places.hashes(places.aligned_folders(config)):
+        raise ValueError(f"{path} was measured on other weights; run: dvc repro evaluate")
 
 
 def register_version(

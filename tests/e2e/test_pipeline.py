@@ -12,6 +12,7 @@ import pytest
 
 from tests import processes
 from tests.processes import environment, run
+from tests.tracking.builders import weights
 
 pytestmark = pytest.mark.slow
 
@@ -36,6 +37,7 @@ def lock(folder: Path) -> str:
 def test_everything_is_made(clone: Path) -> None:
     metrics = json.loads((clone / "reports/metrics.json").read_text())
     assert {"untrained", "stage1", "aligned"} <= set(metrics["arms"])
+    assert metrics["weights"]["aligned"] == weights(clone) != metrics["weights"]["stage1"]  # what was measured
     page = (clone / "reports/index.html").read_text()
     assert page.count("<audio") > 10
     assert "http://" not in page.replace("http://www.w3.org", "")  # self-contained

@@ -99,6 +99,23 @@ def test_what_dvc_keeps_of_a_registration_depends_on_the_inputs_only(here: Path)
     assert {"codec/model.safetensors", "clap/model.safetensors", "transformers/1/model.safetensors"} <= set(files)
 
 
+def test_figures_of_other_weights_are_not_registered(here: Path) -> None:
+    """Trained again and not evaluated again: what metrics.json says is about the model before."""
+    path = here / "models" / "aligned" / "0" / "model.safetensors"
+    sound = path.read_bytes()
+    path.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    with pytest.raises(ValueError, match=r"metrics\.json was measured on other weights; run: dvc repro evaluate"):
+        register("unmeasured")
+    path.write_bytes(sound)
+    for unknown in ({}, {"stage1": []}):
+        builders.write_metrics(here, weights=unknown)
+        with pytest.raises(ValueError, match=r"does not say which weights .* dvc repro --force --single-item sample"):
+            register("unmeasured")
+    builders.write_metrics(here)
+    with pytest.raises(registry.NoVersion):
+        registry.version("models:/unmeasured/1")
+
+
 def test_prompts_become_waveforms_and_the_same_seed_the_same_one(here: Path) -> None:
     import mlflow
 
