@@ -26,13 +26,27 @@ def project_root() -> Path:
     """The folder that holds `.siren/`, `mlflow.db` and `mlartifacts/`: the working directory, in which stages run.
 
     An experiment that DVC runs in a temporary copy (`dvc exp run --temp`, `--queue`) reports to the project it came
-    from, because the copy is deleted afterwards.
+    from, because the copy is deleted afterwards. What it reports is of the copy, see `workspace`.
     """
     here = Path.cwd()
     for parent in here.parents:
         if parent.parts[-3:] == (".dvc", "tmp", "exps"):
             return parent.parents[2]
     return here
+
+
+def workspace() -> Path:
+    """The folder whose code, settings and dvc.lock this process works with: the nearest one upward with a dvc.yaml.
+
+    The working directory where there is none. Not `project_root`, where DVC works in a temporary copy.
+    """
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / "dvc.yaml").is_file()), here)
+
+
+def of(record: dict[str, Any], root: Path) -> Path:
+    """The workspace of a run, or of a pipeline's note, that lies in the project at `root`; it may be gone by now."""
+    return Path(record.get("workspace", root))
 
 
 def git_tags(folder: Path) -> dict[str, str]:
@@ -78,7 +92,7 @@ def out_tags(folder: Path, record: dict[str, Any]) -> dict[str, str]:
 
     Empty when that entry is about other inputs than the run's: then DVC was stopped before it took the outputs over.
     """
-    entry = _locked(folder).get(record["name"], {})
+    entry = _locked(of(record, folder)).get(record["name"], {})
     inputs = {f"data.in.{dep['path']}": _hash(dep) for dep in entry.get("deps", [])}
     if any(record["tags"].get(key, digest) != digest for key, digest in inputs.items()):
         return {}
@@ -100,7 +114,7 @@ def taken_over(folder: Path, record: dict[str, Any]) -> bool:
     """Whether dvc.lock says by now what became of a run that has ended, as far as it ever will."""
     if record["status"] != "FINISHED" or not alive(record["dvc"]):
         return True
-    lock = folder / "dvc.lock"
+    lock = of(record, folder) / "dvc.lock"
     return lock.is_file() and lock.stat().st_mtime * 1000 > record["ended"]
 
 

@@ -98,6 +98,7 @@ class Mirror:
                 params=record["settings"],
             )
             where = {"store": record["store"], "experiment": record["experiment"]}
+            where |= {key: record[key] for key in ("workspace",) if key in record}
             note = {**known, **where, "mlflow_run": opened, "experiment_id": self.experiment, "status": RUNNING}
             records.save_pipeline(self.root, note)
         return str(note["mlflow_run"])
@@ -112,7 +113,7 @@ class Mirror:
             ended = max((r["ended"] for r in stages if r["status"] != RUNNING), default=None)
             self._close(note["mlflow_run"], {"status": status, "ended": ended})
             if status != RUNNING:
-                self._tag(note["mlflow_run"], lineage.lock_tags(self.root, ""))
+                self._tag(note["mlflow_run"], lineage.lock_tags(lineage.of(note, self.root), ""))
             note["status"] = status
             records.save_pipeline(self.root, note)
 

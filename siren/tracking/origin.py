@@ -74,7 +74,7 @@ def models_of(path: str, name: str, root: Path | None = None) -> Descendants:
 
     Raises ValueError for a path that the pipeline does not make, or has not yet.
     """
-    hashes = lineage.all_data(root or lineage.project_root())
+    hashes = lineage.all_data(root or lineage.workspace())
     plain = path.rstrip("/")
     digest = hashes.get(f"{DATA}{plain}")
     if digest is None:

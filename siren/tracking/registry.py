@@ -67,18 +67,18 @@ def register(
     are sent to MLflow first, so that the version belongs to a run that is there. Raises ValueError when the store does
     not answer.
     """
-    root = lineage.project_root()
+    root, work = lineage.project_root(), lineage.workspace()
     uri = store.address(root)
     export.flush(root, uri=uri)
     opened = records.read_state(run.folder)["mlflow_run"]
     with tempfile.TemporaryDirectory() as scratch:
-        parts = _parts(Path(scratch), root, bundle, metrics, card, licences or {})
+        parts = _parts(Path(scratch), work, bundle, metrics, card, licences or {})
         number = _log_model(uri, opened, name, parts, signature)
     client = store.connect(uri)
     listing = file_hashes(_download(f"models:/{name}/{number}", uri))
     client.log_dict(opened, listing, LISTING)
     kept = {k: v for k, v in run.record["tags"].items() if k.startswith(("git.", "dvc.")) or k == "scale"}
-    facts = {**kept, **lineage.all_data(root), **(tags or {}), "sha256": digest(listing)}
+    facts = {**kept, **lineage.all_data(work), **(tags or {}), "sha256": digest(listing)}
     for key, value in facts.items():
         client.set_model_version_tag(name, number, key, value)
     client.update_model_version(name, number, description=card)

@@ -181,9 +181,9 @@ def stage(name: str, config: Config, sections: Sequence[str] = ()) -> Iterator[R
 
 def _begin(name: str, config: Config, sections: Sequence[str], root: Path) -> Run:
     """A new record, and an exporter that follows it."""
-    settings = flatten(to_dict(config))
+    settings, work = flatten(to_dict(config)), lineage.workspace()
     chosen = {k: v for k, v in settings.items() if not sections or any(_inside(k, s) for s in sections)}
-    tags = {"stage": name, "scale": config.scale, **lineage.git_tags(root), **lineage.lock_tags(root, name)}
+    tags = {"stage": name, "scale": config.scale, **lineage.git_tags(work), **lineage.lock_tags(work, name)}
     if os.environ.get("DVC_EXP_NAME"):
         tags["dvc.experiment"] = os.environ["DVC_EXP_NAME"]
     identity = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{name.replace('@', '-')}-{uuid.uuid4().hex[:6]}"
@@ -202,6 +202,8 @@ def _begin(name: str, config: Config, sections: Sequence[str], root: Path) -> Ru
         "params": chosen,
         "settings": settings,
     }
+    if work != root:
+        record["workspace"] = str(work)
     run = Run(root / ".siren" / "runs" / identity, record)
     from siren.tracking import export
 

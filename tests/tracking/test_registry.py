@@ -248,6 +248,28 @@ def test_lineage_leads_from_a_model_to_its_data_and_back(here: Path, tmp_path: P
     (here / "dvc.lock").unlink()
 
 
+def test_a_version_made_in_a_temporary_copy_keeps_the_state_of_the_copy(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `dvc exp run --temp` makes one: in the project's registry, from another lock than lies in the project."""
+    copy = here / ".dvc" / "tmp" / "exps" / "tmpabc"
+    copy.mkdir(parents=True)
+    for name in ("models", "data", "reports"):
+        (copy / name).symlink_to(here / name)
+    for folder, digest in ((here, "0123.dir"), (copy, "4567.dir")):
+        (folder / "dvc.yaml").write_text("stages: {}\n")
+        (folder / "dvc.lock").write_text(f"stages:\n  tokenize:\n    outs: [{{path: data/tokens, md5: {digest}}}]\n")
+    monkeypatch.chdir(copy)
+    version = register("copied-state")
+    assert version.tags["data.data/tokens"] == "4567.dir"
+    assert version.tags["dvc.lock"] == file_sha256(copy / "dvc.lock")
+    assert (registry.fetch(version) / "dvc.lock").read_bytes() == (copy / "dvc.lock").read_bytes()
+    assert not (copy / store.DATABASE).exists()
+    for name in ("dvc.yaml", "dvc.lock"):
+        (here / name).unlink()
+    shutil.rmtree(here / ".dvc")
+
+
 def test_a_model_whose_bytes_changed_does_not_load_and_is_not_promoted(here: Path, siren: Siren) -> None:
     import mlflow
 

@@ -110,6 +110,38 @@ def test_an_experiment_in_a_temporary_copy_reports_to_its_project(
     assert lineage.project_root() == tmp_path
 
 
+def test_the_lineage_of_an_experiment_in_a_temporary_copy_is_that_of_the_copy(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = root / ".dvc" / "tmp" / "exps" / "tmpabc"
+    (copy / "below").mkdir(parents=True)
+    entry = "stages:\n  {}:\n    outs: [{{path: data/clips, md5: {}}}]\n"
+    for folder in (root, copy):
+        (folder / "dvc.yaml").write_text("stages:\n  segment: {cmd: x, deps: [data/clips]}\n")
+        (folder / "dvc.lock").write_text(entry.format("fetch", folder.name))
+    for here in (copy, copy / "below"):
+        monkeypatch.chdir(here)
+        assert lineage.workspace() == copy
+        with tracking.stage("segment", CONFIG) as run:
+            pass
+        assert run.folder.parent == root / ".siren" / "runs"
+        assert run.record["tags"]["data.in.data/clips"] == "tmpabc"
+        (root / "dvc.lock").write_text(entry.format("segment", "of another"))
+        assert lineage.out_tags(root, run.record) == {}
+        (copy / "dvc.lock").write_text(
+            entry.format("fetch", "tmpabc") + entry.format("segment", "made").split("\n", 1)[1]
+        )
+        assert lineage.out_tags(root, run.record) == {"data.out.data/clips": "made"}
+        (copy / "dvc.lock").write_text(entry.format("fetch", "tmpabc"))
+    monkeypatch.chdir(root)
+    with tracking.stage("segment", CONFIG) as run:
+        pass
+    assert "workspace" not in run.record  # a project may move
+    (copy / "dvc.yaml").unlink()
+    monkeypatch.chdir(copy / "below")
+    assert lineage.workspace() == root
+
+
 # The export
 
 
