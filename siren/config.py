@@ -210,6 +210,7 @@ class Select:
         wrong = [word for word in self.drop_words if not re.fullmatch(r"[^\W_]+([ '-][^\W_]+)*", word)]
         require(not wrong, f"filter.select.drop_words has {wrong[:1]}; each is a word or words with one space between")
         require(self.min_seconds >= 0, f"filter.select.min_seconds is {self.min_seconds}; 0 or more")
+        _counts("filter.select.", self, "rl_prompts", "val_pairs", "max_pairs", "test_pairs")
 
 
 @dataclass(frozen=True)
@@ -245,6 +246,9 @@ class Training:
         require(self.learning_rate > 0, f"learning_rate is {self.learning_rate}; it must be positive")
         require(0 <= self.warmup_steps < self.steps, f"warmup_steps is {self.warmup_steps}; below steps={self.steps}")
         require(0 <= self.final_lr_ratio <= 1, f"final_lr_ratio is {self.final_lr_ratio}; it lies in [0, 1]")
+        require(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}; 0 or more")
+        require(self.clip_norm > 0, f"clip_norm is {self.clip_norm}; it must be positive")
+        _counts("", self, "log_every", "checkpoint_every")
 
 
 @dataclass(frozen=True)
@@ -354,6 +358,7 @@ class Model:
             len(right) > 0 and self.transformers == right,
             f"model.transformers is {list(self.transformers)}; it must count 0, 1, ... up to M-1",
         )
+        _counts("model.", self, "dim", "num_heads", "num_kv_heads", "max_frames", "max_text")
         require(self.dim % self.num_heads == 0, f"model.dim {self.dim} is not a multiple of num_heads {self.num_heads}")
         require(
             self.num_heads % self.num_kv_heads == 0,
@@ -510,8 +515,17 @@ class Align:
         require(self.group_size >= 2, f"align.group_size is {self.group_size}; a group needs at least 2 rollouts")
         require(0 < self.clip_low < 1, f"align.clip_low is {self.clip_low}; it lies in (0, 1)")
         require(self.clip_high > 0, f"align.clip_high is {self.clip_high}; it must be positive")
-        for name in ("transformers", "inner_steps"):
-            require(getattr(self, name) >= 1, f"align.{name} is {getattr(self, name)}; at least 1 is needed")
+        _counts("align.", self, "steps", "prompts_per_step", "transformers", "inner_steps", "checkpoint_every")
+        for name in ("learning_rate", "clip_norm"):
+            require(getattr(self, name) > 0, f"align.{name} is {getattr(self, name)}; it must be positive")
+        require(self.min_advantage >= 0, f"align.min_advantage is {self.min_advantage}; 0 or more")
+        most = (self.group_size - 1) ** 0.5  # of one rollout that is better than all others, which are alike
+        require(
+            self.advantage_scale == "batch" or self.min_advantage < most,
+            f"align.min_advantage is {self.min_advantage}; in a group of {self.group_size} none is {most:.2f} or more, "
+            "so nothing would be learned",
+        )
+        self.sampling  # noqa: B018, its own rules hold before the pipeline begins
         for name in ("kl_weight", "entropy_weight"):
             require(getattr(self, name) >= 0, f"align.{name} is {getattr(self, name)}; 0 or more")
         require(0 <= self.max_failed <= 1, f"align.max_failed is {self.max_failed}; a share lies in [0, 1]")
@@ -548,12 +562,18 @@ class Sample:
     candidates: int  # best of so many by CLAP score, as an arm of its own beside single samples; 1 for no such arm
     report_clips: int  # how many prompts get players in the report
 
+    def __post_init__(self) -> None:
+        _counts("evaluate.sample.", self, "batch_size", "candidates")
+
 
 @dataclass(frozen=True)
 class Evaluation:
     batch_size: int
     bootstrap: int  # resamples behind every interval
     is_splits: int
+
+    def __post_init__(self) -> None:
+        _counts("evaluate.evaluate.", self, "batch_size", "bootstrap", "is_splits")
 
 
 @dataclass(frozen=True)
@@ -603,12 +623,24 @@ class Config:
             "filter.caption.captioner is 'autocap' with networks.autocap null, so there is no network to caption with; "
             "compose the settings with captioner=autocap-demo (trained here) or captioner=autocap (published)",
         )
-        guidance = self.evaluate.sample.sampling.guidance
+        guided = {"evaluate.sample.sampling": self.evaluate.sample.sampling, "align": self.align.sampling}
+        for where, guidance in ((where, sampling.guidance) for where, sampling in guided.items()):
+            require(
+                guidance in (None, 1.0) or self.train.stage1.text_dropout > 0,
+                f"{where}.guidance is {guidance} with train.stage1.text_dropout 0: a model that was never trained "
+                "without text has nothing to be guided away from; set text_dropout, or guidance to null",
+            )
+        crop, whole = self.filter.score.crop_seconds, self.audio.segment_seconds
         require(
-            guidance in (None, 1.0) or self.train.stage1.text_dropout > 0,
-            f"evaluate.sample.sampling.guidance is {guidance} with train.stage1.text_dropout 0: a model that was never "
-            "trained without text has nothing to be guided away from; set text_dropout, or guidance to null",
+            crop <= whole, f"filter.score.crop_seconds is {crop}, more than audio.segment_seconds {whole}; set it lower"
         )
+
+
+def _counts(where: str, settings: Any, *names: str) -> None:
+    """Whole numbers of at least 1; null where a setting may be."""
+    for name in names:
+        value = getattr(settings, name)
+        require(value is None or value >= 1, f"{where}{name} is {value}; at least 1 is needed")
 
 
 def load(path: str | Path = "params.yaml") -> Config:

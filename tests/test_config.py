@@ -70,6 +70,16 @@ def test_an_unknown_key_names_the_nearest(params, tmp_path):
         ("train.stage1.training.steps", 0, "train.stage1.training: steps is 0; at least 1"),
         ("collect.fetch.sources", [], "collect.fetch.sources is empty"),
         ("collect.fetch.sources", "scenes", "collect.fetch.sources must be a list"),
+        ("train.stage1.training.clip_norm", -1.0, "clip_norm is -1.0; it must be positive"),
+        ("train.stage1.training.log_every", 0, "log_every is 0; at least 1"),
+        ("align.min_advantage", 2.7, "align.min_advantage is 2.7; in a group of 8 none is 2.65 or more"),
+        ("align.learning_rate", -1e-4, "align.learning_rate is -0.0001; it must be positive"),
+        ("align.temperature", 0.0, "temperature is 0.0; it must be positive"),
+        ("filter.select.val_pairs", 0, "filter.select.val_pairs is 0; at least 1"),
+        ("filter.select.rl_prompts", -1, "filter.select.rl_prompts is -1; at least 1"),
+        ("filter.score.crop_seconds", 9.0, "filter.score.crop_seconds is 9.0, more than audio.segment_seconds 1.6"),
+        ("evaluate.evaluate.bootstrap", 0, "evaluate.evaluate.bootstrap is 0; at least 1"),
+        ("model.num_heads", 0, "model.num_heads is 0; at least 1"),
         ("networks.codec", None, "networks.codec must be a mapping"),
     ],
 )
@@ -80,6 +90,13 @@ def test_impossible_values_are_named(params, tmp_path, path, value, message):
         place = place[name]
     place[last] = value
     with pytest.raises(ConfigError, match=message):
+        load(params, tmp_path)
+
+
+def test_guidance_of_the_policy_needs_a_model_that_knows_missing_text(params, tmp_path):
+    params["evaluate"]["sample"]["sampling"]["guidance"] = None
+    params["train"]["stage1"]["text_dropout"] = 0.0
+    with pytest.raises(ConfigError, match=r"align.guidance is \S+ with train.stage1.text_dropout 0"):
         load(params, tmp_path)
 
 

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from siren.encode.tokens import Tokens
 from siren.evaluate import figures, probes
+from siren.progress import notice
 
 NEAR = 0.2  # |cosine| below it counts as nearly orthogonal (within 12 degrees of a right angle)
 LIMIT = 5000  # clips of a split that are looked at: far more than the figures need
@@ -73,7 +74,8 @@ def analyze(
     """All of it, as plain data for JSON. `losses`: codebook → (steps, validation loss in nats), {} where unknown.
 
     latents [K, V, D] are the quantised features of every code. Cosines and usage are of `train`; the probe is trained
-    on the one-event clips of `train` and tested on those of `test`. Raises ValueError for codes the codec lacks.
+    on the one-event clips of `train` and tested on those of `test`, and is None where there are not enough of them.
+    Raises ValueError for codes the codec lacks.
     """
     for name, clips in (("train", train), ("test", test)):
         _check(latents, clips, name)
@@ -87,7 +89,7 @@ def analyze(
             "pooled": pooled_cosines(pooled),
         },
         "usage": usage(train, latents.shape[1]),
-        "probe": probe(pooled, train.labels, unseen, test.labels),
+        "probe": probe(pooled, train.labels, unseen, test.labels),  # other parts need no labels
         "tsne": maps(unseen, test.labels),
         "loss": convergence(losses),
     }
@@ -146,20 +148,19 @@ def usage(clips: Clips, codebook_size: int) -> dict[str, list[float]]:
 
 def probe(
     train: np.ndarray, train_labels: Sequence[str | None], test: np.ndarray, test_labels: Sequence[str | None]
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """How well a linear classifier reads the event off each codebook's pooled features (Fig. 2c). [N, K, D]
 
-    Raises ValueError where fewer than two events have clips to train on. Test clips of unseen events are left out
-    and counted.
+    None where fewer than two events have clips to train on, or none has one to test. Test clips of unseen events are
+    left out and counted.
     """
     classes = sorted({label for label in train_labels if label is not None})
-    if len(classes) < 2:
-        raise ValueError(f"the probe needs clips of at least 2 single events, and has {classes or 'none'}")
     index = {label: i for i, label in enumerate(classes)}
     train_rows, train_targets = _targets(train_labels, index)
     test_rows, test_targets = _targets(test_labels, index)
-    if len(test_rows) == 0:
-        raise ValueError("the probe has no one-event test clips of the events it was trained on")
+    if len(classes) < 2 or len(test_rows) == 0:
+        notice(f"no probe: {len(classes)} events have clips with one event to train on, {len(test_rows)} clips to test")
+        return None
     accuracy: list[float] = []
     two_layers: list[float] = []
     for k in range(train.shape[1]):
@@ -273,18 +274,14 @@ def draw(analysis: Mapping[str, Any]) -> dict[str, figures.Figure]:
         "cosine_pairs": figures.heat_map(
             np.array(analysis["cosine"]["per_frame"]["pairs"]), names, names, (-1, 1), "codebook", "codebook"
         ),
-        "probe": figures.bars(
-            names,
-            probed["accuracy"],
-            "codebook",
-            "probe accuracy",
-            probed["interval"],
-            ("chance", probed["chance"]),
-            share=True,
-        ),
         "perplexity": figures.bars(names, analysis["usage"]["perplexity"], "codebook", "perplexity of codes"),
     }
-    if analysis.get("tsne"):
+    if probed:
+        chance = ("chance", probed["chance"])
+        drawn["probe"] = figures.bars(
+            names, probed["accuracy"], "codebook", "probe accuracy", probed["interval"], chance, share=True
+        )
+    if analysis.get("tsne") and probed:
         accuracy = probed["two_layers"]["accuracy"]
         panels = {f"codebook {k}: {100 * accuracy[k]:.0f} %": p for k, p in enumerate(analysis["tsne"]["points"])}
         drawn["tsne"] = figures.maps(panels, analysis["tsne"]["labels"])
@@ -302,11 +299,14 @@ def findings(analysis: Mapping[str, Any]) -> dict[str, str]:
         "cosine_centred": _cosine_finding(analysis["cosine"]["centred"]),
         "cosine_pooled": _cosine_finding(analysis["cosine"]["pooled"]),
         "cosine_pairs": "Same frame, mean over all frames.",
-        "probe": f"A logistic probe on features averaged over time, trained on {probed['train']} clips and tested on "
-        f"{probed['test']}. Rank correlation of depth and accuracy: {probed['trend']:+.2f}.",
         "perplexity": f"Between {100 * min(used):.0f} and {100 * max(used):.0f} % of a codebook's codes occur.",
     }
-    if analysis.get("tsne"):
+    if probed:
+        texts["probe"] = (
+            f"A logistic probe on features averaged over time, trained on {probed['train']} clips and tested on "
+            f"{probed['test']}. Rank correlation of depth and accuracy: {probed['trend']:+.2f}."
+        )
+    if analysis.get("tsne") and probed:
         found = probed["two_layers"]
         texts["tsne"] = (
             f"t-SNE of {len(analysis['tsne']['labels'])} held-out clips, and how many of {probed['test']} a probe of "
@@ -320,7 +320,8 @@ def findings(analysis: Mapping[str, Any]) -> dict[str, str]:
 def summary(analysis: Mapping[str, Any]) -> dict[str, float]:
     """The few numbers that sum the analysis up, flat, for a tracker."""
     found = {f"cosine/{kind}": row["all"]["mean"] for kind, row in analysis["cosine"].items()}
-    for name, values in (("probe", analysis["probe"]["accuracy"]), ("perplexity", analysis["usage"]["perplexity"])):
+    probed = analysis["probe"] or {"accuracy": []}
+    for name, values in (("probe", probed["accuracy"]), ("perplexity", analysis["usage"]["perplexity"])):
         found |= {f"{name}/codebook_{k}": value for k, value in enumerate(values)}
     if analysis["loss"] is not None:
         found |= {"loss/mean": analysis["loss"]["mean"], "loss/ratio": analysis["loss"]["ratio"]}

@@ -253,6 +253,8 @@ def _gradients(found: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _probe(analysis: Mapping[str, Any]) -> tuple[str, str]:
+    if analysis["probe"] is None:
+        return NOT_RUN, "too few clips with one event each"
     probed = analysis["probe"].get("two_layers", analysis["probe"])
     (first, last), spans = (probed["accuracy"][i] for i in (0, -1)), probed["interval"]
     verdict = HOLDS if spans[0][0] > spans[-1][1] else FAILS if spans[-1][0] > spans[0][1] else OPEN

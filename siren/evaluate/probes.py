@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 HIDDEN, STEPS, LEARNING_RATE, DECAY = 64, 150, 1e-2, 1e-3
 TSNE_SEED, PERPLEXITY, MAPPED = 0, 30.0, 300  # MAPPED: clips on a map at most; more would hide one another
+SAME = 1e-6  # of features whose largest value is 1: rounding
 
 
 def two_layers(train: np.ndarray, targets: np.ndarray, test: np.ndarray, num_classes: int, seed: int = 0) -> np.ndarray:
@@ -54,6 +55,8 @@ def tsne(features: np.ndarray) -> list[list[float]]:
 
     if len(features) < 4:
         raise ValueError(f"a t-SNE map needs at least 4 clips, not {len(features)}")
+    if float(np.ptp(features, axis=0).max()) <= SAME * max(1.0, float(np.abs(features).max())):
+        return [[0.0, 0.0]] * len(features)  # of a codebook with one code: scikit-learn would divide by no variance
     perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
     with threadpool_limits(1):  # sums over threads would round differently on another machine
         places = TSNE(init="pca", perplexity=perplexity, random_state=TSNE_SEED).fit_transform(features)

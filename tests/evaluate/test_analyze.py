@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from siren.evaluate import analyze, probes
+from siren.evaluate import analyze, paper, probes
 from siren.evaluate.analyze import Clips
 
 
@@ -208,10 +208,30 @@ def test_codes_of_another_codec_are_refused(codes: np.ndarray, message: str) -> 
         analyze.analyze(latents, clips(codes), clips(codes), {})
 
 
-def test_a_corpus_without_single_events_is_refused_with_the_reason() -> None:
-    latents = np.ones((2, 12, 3))
-    with pytest.raises(ValueError, match="at least 2 single events"):
-        analyze.analyze(latents, clips(np.zeros((2, 2, 4), int)), probing(1, 4), {})
+@pytest.mark.parametrize("labelled", ["test", "train", "neither"])
+def test_a_corpus_without_single_events_has_everything_but_the_probe(
+    labelled: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latents = np.random.default_rng(14).normal(size=(2, 12, 8))
+    train, test = probing(15, 30), probing(16, 12)
+    train = train if labelled == "train" else clips(train.codes)
+    test = test if labelled == "test" else clips(test.codes)
+    analysis = analyze.analyze(latents, train, test, {})
+    assert analysis["probe"] is None
+    assert "no probe: " in capsys.readouterr().err
+    assert "cosine_per_frame" in analyze.draw(analysis)
+    assert set(analyze.draw(analysis)) == set(analyze.findings(analysis))
+    assert not any("probe" in name for name in analyze.summary(analysis))
+    assert paper._probe(analysis)[0] == paper.NOT_RUN
+
+
+def test_a_map_of_a_codebook_with_one_code_is_one_place() -> None:
+    latents = np.random.default_rng(14).normal(size=(2, 12, 8))
+    test = probing(16, 40)
+    test.codes[:, 1] = 3
+    found = analyze.analyze(latents, probing(15, 90), test, {})["tsne"]["points"]
+    assert found[1] == [[0.0, 0.0]] * 40
+    assert len({tuple(place) for place in found[0]}) > 10
 
 
 def test_the_same_input_gives_the_same_analysis() -> None:

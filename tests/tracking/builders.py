@@ -33,7 +33,8 @@ def settings(name: str = "siren") -> Config:
     register = dataclasses.replace(given.evaluate.register, name=name)
     audio = dataclasses.replace(given.audio, segment_seconds=0.1)
     evaluate = dataclasses.replace(given.evaluate, register=register)
-    return dataclasses.replace(given, model=model, evaluate=evaluate, audio=audio)
+    crops = dataclasses.replace(given.filter, score=dataclasses.replace(given.filter.score, crop_seconds=0.1))
+    return dataclasses.replace(given, model=model, evaluate=evaluate, audio=audio, filter=crops)
 
 
 def write_models(root: Path, config: Config) -> None:
