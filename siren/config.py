@@ -210,7 +210,8 @@ class Select:
         wrong = [word for word in self.drop_words if not re.fullmatch(r"[^\W_]+([ '-][^\W_]+)*", word)]
         require(not wrong, f"filter.select.drop_words has {wrong[:1]}; each is a word or words with one space between")
         require(self.min_seconds >= 0, f"filter.select.min_seconds is {self.min_seconds}; 0 or more")
-        _counts("filter.select.", self, "rl_prompts", "val_pairs", "max_pairs", "test_pairs")
+        require(self.rl_prompts >= 0, f"filter.select.rl_prompts is {self.rl_prompts}; 0 or more")
+        _counts("filter.select.", self, "val_pairs", "max_pairs", "test_pairs")
 
 
 @dataclass(frozen=True)
@@ -630,6 +631,7 @@ class Config:
                 f"{where}.guidance is {guidance} with train.stage1.text_dropout 0: a model that was never trained "
                 "without text has nothing to be guided away from; set text_dropout, or guidance to null",
             )
+        require(self.filter.select.rl_prompts >= 1, "filter.select.rl_prompts is 0; alignment needs prompts")
         crop, whole = self.filter.score.crop_seconds, self.audio.segment_seconds
         require(
             crop <= whole, f"filter.score.crop_seconds is {crop}, more than audio.segment_seconds {whole}; set it lower"

@@ -227,9 +227,9 @@ def project(tmp_path, monkeypatch):
     splits = ["train"] * 16 + ["val"] * 4
     write_shards(tmp_path / "data/segments", "segments", pa.table({"split": splits, "pcm": pcm}), 100)
     network = Network("spectral", None, ARCHITECTURE, dataclasses.replace(TRAINING, steps=20))
-    return dataclasses.replace(
-        config, audio=Audio(RATE, 0.5), networks=dataclasses.replace(config.networks, codec=network)
-    )
+    crops = dataclasses.replace(config.filter, score=dataclasses.replace(config.filter.score, crop_seconds=0.5))
+    networks = dataclasses.replace(config.networks, codec=network)
+    return dataclasses.replace(config, audio=Audio(RATE, 0.5), networks=networks, filter=crops)
 
 
 def test_the_stage_trains_a_codec_and_reports_it_and_loads_it_as_weights(project, tmp_path):
