@@ -16,6 +16,7 @@ import soundfile
 from siren.config import ConfigError, Download, Endpoint, LanguageModel
 from siren.filter.caption import captioners, endpoint
 from siren.filter.caption.protocol import Answer, Clip, Question
+from tests.collect.test_download import SETTINGS
 from tests.filter.test_language_models import describe
 
 Reply = Callable[["Handler", dict[str, Any]], None]
@@ -109,14 +110,7 @@ def server() -> Iterator[Server]:
     thread.join()
 
 
-LIMITS = Download(
-    concurrency=3,
-    attempts=3,
-    backoff_seconds=0.001,
-    max_wait_seconds=1.0,
-    stall_seconds=60.0,  # a busy machine is no stalled server
-    max_bytes_per_second=None,
-)
+LIMITS = replace(SETTINGS, concurrency=3, max_wait_seconds=1.0)
 
 
 def model(server: Server, **changes: Any) -> LanguageModel:
