@@ -165,7 +165,7 @@ def test_a_fault_that_passes_leaves_no_trace(server: Server, fault: Reply) -> No
     hasty = {"stall_seconds": 0.3, "attempts": 20} if fault is stall else {}
     assert captioners.Describer(model(server, **hasty), 0)([clip("a")]) == right
     assert server.faults == []
-    assert len(server.bodies) == 11 or fault is stall
+    assert len(server.bodies) >= 11 if fault is stall else len(server.bodies) == 11
 
 
 @pytest.mark.parametrize(
@@ -196,6 +196,7 @@ def test_a_fault_that_stays_is_a_missing_answer_with_its_reason(
     first = asked.answer([Question("what?", 1)])
     assert first[0].text is None
     assert first[0].missing.startswith(reason)  # type: ignore[union-attr]
+    assert ("after 3 attempts" in first[0].missing) == (tries == 3)  # type: ignore[operator]
     if fault is stall:  # what nobody waited for may not have reached the server yet
         server.faults, asked.endpoint = [], Endpoint(server.url, LIMITS)
     else:
